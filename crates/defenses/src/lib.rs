@@ -1,0 +1,1 @@
+//! Stochastic pre-processing defenses, one file each

@@ -1,0 +1,18 @@
+//! The vocabulary of the game: keys, classifiers, defenses, goals, norms.
+//!
+//! Nothing here knows a network, a defense or an attack. A [`Classifier`] maps pixels in `[0, 1]` to logits, a
+//! [`Defense`] maps pixels to pixels, and all chance either of them uses comes from a [`Key`].
+
+mod classifier;
+mod defense;
+mod fraction;
+mod goal;
+mod key;
+mod norm;
+
+pub use classifier::Classifier;
+pub use defense::{Defense, Gradient, pullback};
+pub use fraction::Fraction;
+pub use goal::Goal;
+pub use key::{Key, Phase, philox4x32_10};
+pub use norm::Norm;

@@ -1,0 +1,129 @@
+//! A network as data: nodes in order of evaluation.
+//!
+//! One graph serves every executor: candle's autograd (the reference, and training), and compiled plans for frozen
+//! networks. An architecture is a function that builds a graph; parameter names are torchvision's (timm's are the same
+//! for these networks), so published weights load as they are.
+
+/// The index of a node in its graph.
+pub type Id = usize;
+
+/// Zero padding in pixels on each side of a plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Padding {
+    /// Rows above.
+    pub top: usize,
+    /// Rows below.
+    pub bottom: usize,
+    /// Columns to the left.
+    pub left: usize,
+    /// Columns to the right.
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same padding on all four sides.
+    #[must_use]
+    pub const fn same(pixels: usize) -> Self {
+        Self { top: pixels, bottom: pixels, left: pixels, right: pixels }
+    }
+}
+
+/// A two-dimensional cross-correlation with weights `(outputs, inputs / groups, kernel, kernel)` at `{name}.weight`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conv {
+    /// The parameter's name without `.weight` or `.bias`.
+    pub name: String,
+    /// Input channels.
+    pub inputs: usize,
+    /// Output channels.
+    pub outputs: usize,
+    /// Side of the square kernel in pixels.
+    pub kernel: usize,
+    /// Step of the kernel in pixels, the same in both directions.
+    pub stride: usize,
+    /// Zero padding.
+    pub padding: Padding,
+    /// Groups of channels that do not see each other; `inputs` for a depthwise convolution, else 1.
+    pub groups: usize,
+    /// Whether there is a `{name}.bias` of shape `(outputs)`.
+    pub bias: bool,
+}
+
+/// What a node computes from its inputs. Tensors are `(n, c, h, w)` until the global pool, `(n, c)` after it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// The image, `(n, 3, h, w)` with pixels in `[0, 1]`; always node 0.
+    Input,
+    /// `(x - mean) / std` per channel; always node 1, so that attacks work in pixels.
+    Normalise {
+        /// Per channel, in units of pixels.
+        mean: Vec<f64>,
+        /// Per channel, in units of pixels.
+        std: Vec<f64>,
+    },
+    /// Convolution.
+    Conv(Conv),
+    /// Batch normalisation with `{name}.{weight,bias,running_mean,running_var}` of shape `(channels)`.
+    BatchNorm {
+        /// The parameters' common name.
+        name: String,
+        /// Channels.
+        channels: usize,
+        /// Added to the variance.
+        eps: f64,
+    },
+    /// `max(x, 0)`.
+    Relu,
+    /// `min(max(x, 0), 6)`.
+    Relu6,
+    /// The sum of two nodes of equal shape.
+    Add,
+    /// Maximum over `kernel x kernel` windows; the padding never wins.
+    MaxPool {
+        /// Side of the window in pixels.
+        kernel: usize,
+        /// Step of the window in pixels.
+        stride: usize,
+        /// Padding on each side in pixels.
+        padding: usize,
+    },
+    /// The CIFAR ResNet shortcut without parameters (option A of He et al. 2016, section 4.2): every `stride`-th row
+    /// and column, and zero channels before and after.
+    Subsample {
+        /// Step in pixels.
+        stride: usize,
+        /// Zero channels put before.
+        before: usize,
+        /// Zero channels put after.
+        after: usize,
+    },
+    /// Mean over all pixels: `(n, c, h, w)` to `(n, c)`.
+    GlobalAveragePool,
+    /// `x W^T + b` with `{name}.weight` `(outputs, inputs)` and `{name}.bias` `(outputs)`: `(n, inputs)` to `(n, outputs)`.
+    Linear {
+        /// The parameters' common name.
+        name: String,
+        /// Input features.
+        inputs: usize,
+        /// Output features.
+        outputs: usize,
+    },
+}
+
+/// An operation and the earlier nodes it reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What is computed.
+    pub op: Op,
+    /// The nodes it is computed from, each smaller than the node's own index.
+    pub inputs: Vec<Id>,
+}
+
+/// A network: nodes in order of evaluation, the last of which gives the logits `(n, classes)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    /// Nodes; node 0 is the input.
+    pub nodes: Vec<Node>,
+    /// The number of classes.
+    pub classes: usize,
+}

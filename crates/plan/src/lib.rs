@@ -1,0 +1,1 @@
+//! Pipeline files to cells, jobs and one Make fragment

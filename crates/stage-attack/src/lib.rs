@@ -1,0 +1,1 @@
+//! Votes before and after an attack, one row per image

@@ -1,0 +1,1 @@
+//! Weights: imported, or trained on clean or defended data

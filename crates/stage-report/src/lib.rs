@@ -1,0 +1,1 @@
+//! Tables and figures from artifacts: Markdown, CSV, JSON and LaTeX

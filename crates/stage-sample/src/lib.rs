@@ -1,0 +1,1 @@
+//! Images to a Parquet table: embedded, Parquet, ImageFolder, or the hub
