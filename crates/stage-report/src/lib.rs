@@ -1,1 +1,5 @@
-//! Tables and figures from artifacts: Markdown, CSV, JSON and LaTeX
+//! Tables and figures from artifacts: Markdown, CSV, JSON and LaTeX.
+
+mod params;
+
+pub use params::{Cell, Claim, Layout, Params, Quantity, Rule, RuleName, TheoryTable};

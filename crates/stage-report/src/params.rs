@@ -1,0 +1,146 @@
+//! The report's parameters, as `plan` writes them: what to tabulate, from which artifacts, beside which claims.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Everything one report is made from; written by `plan` as `data/plan/<scale>/report--<pipeline>.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// The pipeline's name: its file's stem.
+    pub pipeline: String,
+    /// `demo`, `cifar10` or `paper`.
+    pub scale: String,
+    /// One line.
+    pub title: String,
+    /// Prose (Markdown) printed above the table.
+    pub analysis: String,
+    /// How the table is laid out.
+    pub layout: Layout,
+    /// The cells, axes crossed in their order (the last one fastest); labels are to be printed in order of appearance.
+    pub cells: Vec<Cell>,
+    /// What the paper claims.
+    #[serde(default)]
+    pub paper: Vec<Claim>,
+    /// The table of closed forms, for a pipeline of kind `theory`; it has no cells.
+    #[serde(default)]
+    pub theory: Option<TheoryTable>,
+}
+
+/// Rows, columns and the number in each place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Layout {
+    /// Axes down the side, outermost first.
+    pub rows: Vec<String>,
+    /// Axes along the top, outermost first.
+    pub columns: Vec<String>,
+    /// The printed number.
+    pub value: Quantity,
+    /// How the printed number aggregates the votes.
+    pub rule: Rule,
+    /// Further rules that go into the data files but not into the printed table.
+    pub more_rules: Vec<Rule>,
+    /// Axes of which the best point is taken, separately for each remaining cell: best for the adversary, chosen on the
+    /// test images themselves (as the paper does, an optimistic choice), and beside it cross-fitted: chosen on the
+    /// images at even positions and judged on those at odd ones, and the other way round, the counts added.
+    pub best_over: Vec<String>,
+}
+
+/// What the printed table shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    /// Share of all images whose aggregated prediction is their class.
+    BenignAccuracy,
+    /// Among images that do not satisfy the objective before the attack, the share that does after it.
+    #[default]
+    AttackSuccessRate,
+    /// Mean share of single draws that satisfy the objective after the attack.
+    SoftAttackSuccessRate,
+    /// Share of all images whose aggregated prediction is their class before and after the attack.
+    RobustAccuracy,
+}
+
+/// How the draws of one image become one prediction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Which rule.
+    pub name: RuleName,
+    /// Use the first `n` draws; null for all of them. Refused where fewer were drawn and the outcome is not settled.
+    #[serde(default)]
+    pub n: Option<u32>,
+}
+
+/// The rules of aggregation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleName {
+    /// The most frequent class, the smallest one on ties.
+    #[default]
+    Majority,
+    /// The objective counts as satisfied if any draw satisfies it.
+    Any,
+    /// The objective counts as satisfied if every draw satisfies it.
+    All,
+    /// The class with the largest mean logit; needs `keep_logits` in the attack's parameters, and `n` must be null.
+    MeanLogits,
+}
+
+/// One cell: a network, a defense, an attack, a goal, and where their rows are.
+///
+/// Folders are the artifacts' folders as they stand on the report's command line (`data/attack/rotation--pgd--3f5d509e`),
+/// so an input belongs to the cell whose folder is its path's parent. Several cells may name one folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cell {
+    /// Axis to label of the point.
+    pub at: BTreeMap<String, String>,
+    /// Everything that defines the cell, flattened: `attack.epsilon` to `"8/255"`, `defense.degrees` to `90`, ...
+    pub parameters: BTreeMap<String, Value>,
+    /// `paper-text`, `authors-code` or `corrected`.
+    pub protocol: String,
+    /// Folder of the votes after the attack.
+    pub attack: String,
+    /// The step of the attack to read; null for the last one.
+    #[serde(default)]
+    pub step: Option<u32>,
+    /// Folder of the companion with no perturbation: `before` votes and baseline zero.
+    pub none: String,
+    /// Folder of the companion with uniform noise in the same ball: baseline noise.
+    pub noise: String,
+    /// Folder of the network's table.
+    pub finetune: String,
+}
+
+/// One number the paper reports.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// The cells it is about: those whose labels include all of these. For a theory table, columns of its rows to
+    /// their values as text (`k` to `"1"`, absent for the undefended classifier).
+    pub at: BTreeMap<String, String>,
+    /// Which number of those cells.
+    #[serde(default = "asr")]
+    pub quantity: String,
+    /// The number, a rate in `[0, 1]`.
+    pub value: f64,
+    /// Where it stands and what to mind.
+    #[serde(default)]
+    pub note: String,
+}
+
+fn asr() -> String {
+    "attack_success_rate".to_owned()
+}
+
+/// A table of closed forms.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TheoryTable {
+    /// Folder of the `theory` artifact.
+    pub table: String,
+}
