@@ -1,5 +1,7 @@
 //! What every stage shares: parameters, command line, devices, digests, progress, exit codes.
 
+mod epoch;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -7,6 +9,7 @@ use std::{
 
 use artifact::{Provenance, Row, Shard, Writer};
 use candle_core::Device;
+pub use epoch::Epoch;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// One stage of the pipeline: parameters and inputs to one Parquet table.
