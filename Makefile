@@ -1,0 +1,70 @@
+# How things are run. What is run is in pipelines/*.toml; `make help` lists targets, variables and pipelines.
+
+SCALE      ?= demo#             demo, cifar10 or paper: how large
+DATA_ROOT  ?=#                  folder of local images and weights (pipelines/sources/*.toml say which)
+SHARDS     ?= 1#                parts per attack
+RUN        ?=#                  put before finetune and attack: RUN="srun --gres=gpu:1" with -j
+DEVICE     ?= auto#             auto, cpu or cuda
+BIN        ?= target/release#   where the binaries are
+CARGOFLAGS ?=#                  passed on to cargo
+BUILD      ?= cargo build --release --bins $(CARGOFLAGS)
+
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+export RAYON_NUM_THREADS
+
+FILES     := $(sort $(wildcard pipelines/*.toml))
+PIPELINES := $(FILES:pipelines/%.toml=%)
+PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
+
+# Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
+ifneq ($(filter-out help build test lint inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+include data/plan/$(SCALE)/plan.mk
+endif
+data/plan/$(SCALE)/plan.mk: build
+	@$(PLAN)
+
+.PHONY: all build test lint inspect verify cost list gc clean help $(PIPELINES)
+
+all: $(PIPELINES) ## every pipeline
+
+build: ## compile every binary; cargo alone knows what is stale
+ifneq ($(strip $(BUILD)),)
+	@command -v cargo >/dev/null || { echo 'make: cargo is not installed: see https://rustup.rs' >&2; exit 1; }
+	@command -v cc >/dev/null || { echo 'make: no C compiler: install gcc or clang (Debian: build-essential)' >&2; exit 1; }
+	@$(BUILD)
+endif
+
+test: ## run every test
+	cargo test --release --workspace $(CARGOFLAGS)
+
+lint: ## formatting and clippy
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets $(CARGOFLAGS) -- -D warnings
+
+inspect: build ## what an artifact holds and where it came from: make inspect A=data/attack/.../part-0-of-1.parquet
+	@$(BIN)/inspect $(or $(A),$(error name the artifact: make inspect A=data/attack/.../part-0-of-1.parquet))
+
+verify: build ## check the digests of every artifact's inputs and weights
+	@find data -name 'part-*.parquet' ! -name '*.timing.parquet' -exec $(BIN)/inspect --verify {} +
+
+cost: build ## gradient queries, votes and training images of every pipeline at SCALE
+	@$(PLAN) --cost
+
+list: build ## one command per line, in dependency layers: make list P=table1
+	@$(PLAN) --list $(or $(P),$(error name the pipeline: make list P=table1))
+
+gc: build ## delete artifacts that no plan names any more
+	@$(BIN)/plan --gc
+
+clean: ## delete everything under data/ but what is tracked
+	@find data -mindepth 1 -maxdepth 1 ! -name README.md ! -name record -exec rm -rf {} + 2>/dev/null || true
+
+help: ## this list
+	@echo 'Targets:'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@echo; echo 'Variables, with their defaults:'
+	@sed -n 's/^\([A-Z_]*\) *?= *\([^#]*\)#* *\(.*\)/\1|\2|\3/p' Makefile | awk -F'|' '{ printf "  %-12s %-16s %s\n", $$1, $$2, $$3 }'
+	@echo; echo 'Pipelines, each a target:'
+	@$(foreach file,$(FILES),sed -n 's/^title *= *"\(.*\)"/  $(file:pipelines/%.toml=%)|\1/p' $(file) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }';)
