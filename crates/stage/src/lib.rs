@@ -1,5 +1,7 @@
 //! What every stage shares: parameters, command line, devices, digests, progress, exit codes.
 
+pub mod images;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
