@@ -7,6 +7,7 @@ mod command;
 mod context;
 mod environment;
 mod epoch;
+pub mod images;
 
 use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
