@@ -7,6 +7,7 @@ mod classifier;
 mod defense;
 mod fraction;
 mod goal;
+mod interval;
 mod key;
 mod norm;
 
@@ -14,5 +15,6 @@ pub use classifier::Classifier;
 pub use defense::{Defense, Gradient, pullback};
 pub use fraction::Fraction;
 pub use goal::Goal;
+pub use interval::wilson;
 pub use key::{Key, Phase, philox4x32_10};
 pub use norm::Norm;
