@@ -1,1 +1,5 @@
-//! Weights: imported, or trained on clean or defended data
+//! Weights: imported, or trained on clean or defended data.
+
+mod params;
+
+pub use params::{Augment, Init, Keep, Params, Training};

@@ -6,6 +6,7 @@
 mod command;
 mod context;
 mod environment;
+mod epoch;
 
 use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
@@ -13,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub use artifact::Exit;
 pub use command::{main, run};
 pub use context::{Context, Input, Progress, Table};
+pub use epoch::Epoch;
 
 /// One stage of the pipeline: parameters and inputs to one Parquet table.
 pub trait Stage {

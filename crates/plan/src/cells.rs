@@ -1,0 +1,483 @@
+//! Cells to jobs: what each stage is given, checked against the stages' own parameter types.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use stage::Stage;
+use stage_attack::Attack;
+use stage_finetune::Finetune;
+use stage_report::{Cell, RuleName, TheoryTable};
+use stage_sample::Sample;
+use stage_theory::Theory;
+
+use crate::{
+    Cost, Error, Jobs, Options, Result, Sources, Work,
+    file::{self, Kind, Pipeline, Table},
+    jobs::Wanted,
+    sources,
+};
+
+/// What a cell may set. The tables are typed by the stages they go to.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Base {
+    sample: Table,
+    #[serde(default)]
+    model: Option<Table>,
+    #[serde(default)]
+    weights: Option<UsedWeights>,
+    #[serde(default)]
+    training: Option<Table>,
+    #[serde(default)]
+    finetuned: bool,
+    #[serde(default)]
+    finetuning: Option<Table>,
+    defense: Table,
+    attack: Table,
+    goal: Table,
+    #[serde(default)]
+    votes: Option<Table>,
+    #[serde(default)]
+    protocol: Option<Value>,
+    #[serde(default)]
+    epoch: Option<Value>,
+    #[serde(default)]
+    seed: Option<Value>,
+    #[serde(default)]
+    limit: Option<Value>,
+    #[serde(default)]
+    keep_logits: Option<Value>,
+    #[serde(default)]
+    keep_delta: Option<Value>,
+}
+
+/// Weights by name, and what to do where no place has them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UsedWeights {
+    source: String,
+    #[serde(default)]
+    otherwise: Otherwise,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Otherwise {
+    /// Say what is missing.
+    #[default]
+    Fail,
+    /// Train by the cell's recipe.
+    Train,
+}
+
+/// Why a cell has no jobs.
+enum Trouble {
+    /// It can run nowhere.
+    Wrong(String),
+    /// It cannot run on this machine as things stand.
+    Missing(String),
+    /// The plan as a whole is broken.
+    Plan(Error),
+}
+
+impl From<String> for Trouble {
+    fn from(reason: String) -> Self {
+        Self::Wrong(reason)
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Plan(error)
+    }
+}
+
+/// Adds a pipeline's jobs to the plan; the report made from them, or what this machine lacks.
+///
+/// # Errors
+/// If a cell can run nowhere: an unknown name, or parameters that do not fit each other.
+pub fn plan(pipeline: &Pipeline, sources: &Sources, options: &Options, jobs: &mut Jobs) -> Result<Result<Work, String>> {
+    let params = stage_report::Params {
+        pipeline: pipeline.name.clone(),
+        scale: options.scale.name().to_owned(),
+        title: pipeline.title.clone(),
+        analysis: pipeline.analysis.clone(),
+        layout: pipeline.layout.clone(),
+        cells: Vec::new(),
+        paper: pipeline.paper.clone(),
+        theory: None,
+    };
+    match pipeline.kind {
+        Kind::Theory => theory(pipeline, params, jobs).map(Ok),
+        Kind::Attack => attacks(pipeline, params, sources, options, jobs),
+    }
+}
+
+fn theory(pipeline: &Pipeline, mut params: stage_report::Params, jobs: &mut Jobs) -> Result<Work> {
+    let wrong = |reason| Error::File { path: pipeline.path.clone(), reason };
+    if !pipeline.base.is_empty() || !pipeline.axes.is_empty() {
+        return Err(wrong("a pipeline of kind `theory` has a table [theory], no [base] and no [[axis]]".to_owned()));
+    }
+    let typed: (stage_theory::Params, Value) = typed(Value::Object(pipeline.theory.clone()))
+        .map_err(|reason| wrong(format!("theory.{reason}")))?;
+    let address = jobs.add(Wanted {
+        stage: Theory::NAME,
+        revision: Theory::REVISION,
+        slug: pipeline.name.clone(),
+        params: typed.1,
+        inputs: vec![],
+        files: vec![],
+        parts: 1,
+        cost: Cost::default(),
+    })?;
+    params.theory = Some(TheoryTable { table: folder(&address) });
+    Ok(Work { params, inputs: vec![address] })
+}
+
+fn attacks(
+    pipeline: &Pipeline,
+    mut params: stage_report::Params,
+    sources: &Sources,
+    options: &Options,
+    jobs: &mut Jobs,
+) -> Result<Result<Work, String>> {
+    // Jobs of a pipeline that turns out to lack something must not stay in the plan.
+    let mut tried = jobs.clone();
+    let mut inputs = Vec::new();
+    let mut missing = None;
+    for (at, base) in pipeline.cells() {
+        let mut planner = Planner { sources, options, jobs: &mut tried };
+        match planner.cell(&base, &params.layout) {
+            Ok((cell, read)) => {
+                for address in read {
+                    if !inputs.contains(&address) {
+                        inputs.push(address);
+                    }
+                }
+                params.cells.push(Cell { at, ..cell });
+            }
+            Err(Trouble::Wrong(reason)) => {
+                let cell = at.iter().map(|(axis, label)| format!("{axis}={label:?}")).collect::<Vec<_>>().join(" ");
+                let cell = if cell.is_empty() { "[base]".to_owned() } else { cell };
+                return Err(Error::Cell { path: pipeline.path.clone(), cell, reason });
+            }
+            Err(Trouble::Missing(reason)) => missing = missing.or(Some(reason)),
+            Err(Trouble::Plan(error)) => return Err(error),
+        }
+    }
+    if let Some(reason) = missing {
+        return Ok(Err(reason));
+    }
+    *jobs = tried;
+    Ok(Ok(Work { params, inputs }))
+}
+
+struct Planner<'a> {
+    sources: &'a Sources,
+    options: &'a Options,
+    jobs: &'a mut Jobs,
+}
+
+/// A planned sample: its address, and how many images it has where that is known.
+struct Images {
+    address: String,
+    count: Option<u64>,
+}
+
+impl Planner<'_> {
+    /// One cell's jobs; the cell as the report sees it, and the addresses the report reads.
+    fn cell(&mut self, base: &Table, layout: &stage_report::Layout) -> Result<(Cell, Vec<String>), Trouble> {
+        let base: Base = read(Value::Object(base.clone()))?;
+        let images = self.sample("sample", &base.sample)?;
+        let (network, model) = self.network(&base)?;
+        let mut params = json!({"defense": base.defense, "attack": base.attack, "goal": base.goal});
+        let optional = [
+            ("votes", base.votes.map(Value::Object)),
+            ("protocol", base.protocol),
+            ("epoch", base.epoch),
+            ("seed", base.seed),
+            ("limit", base.limit),
+            ("keep_logits", base.keep_logits),
+            ("keep_delta", base.keep_delta),
+        ];
+        for (key, value) in optional {
+            if let Some(value) = value {
+                params[key] = value;
+            }
+        }
+        let (typed, params): (stage_attack::Params, Value) = typed(params)?;
+        check(&typed, &model, layout)?;
+
+        let inputs = [images.address.clone(), network.clone()];
+        let attack = self.attack(&typed, &params, &inputs, images.count)?;
+        let mut with = |spec: Value| -> Result<String, Trouble> {
+            let mut companion = params.clone();
+            companion["attack"] = spec;
+            // The perturbation of a companion is no result.
+            companion["keep_delta"] = Value::Bool(false);
+            let (typed, companion) = self::typed(companion)?;
+            self.attack(&typed, &companion, &inputs, images.count)
+        };
+        let none = with(json!({"name": "none"}))?;
+        let noise = match ball(&params["attack"]) {
+            Some(ball) => with(ball)?,
+            None => none.clone(),
+        };
+        let mut parameters = BTreeMap::new();
+        flatten("", &params, &mut parameters);
+        flatten("model.", &json!(model), &mut parameters);
+        flatten("sample.", &Value::Object(base.sample), &mut parameters);
+        parameters.insert("finetuned".to_owned(), Value::Bool(base.finetuned));
+        let cell = Cell {
+            at: BTreeMap::new(),
+            protocol: params["protocol"].as_str().unwrap_or_default().to_owned(),
+            parameters,
+            attack: folder(&attack),
+            step: None,
+            none: folder(&none),
+            noise: folder(&noise),
+            finetune: folder(&network),
+        };
+        Ok((cell, vec![network, none, noise, attack]))
+    }
+
+    /// A sample job from `{source = "name", every = ..., ...}`.
+    fn sample(&mut self, what: &str, used: &Table) -> Result<Images, Trouble> {
+        let mut params = used.clone();
+        let Some(Value::String(name)) = params.shift_remove("source") else {
+            let names: Vec<&str> = self.sources.images.keys().map(String::as_str).collect();
+            return Err(format!("{what}.source: name the images, one of {}", names.join(", ")).into());
+        };
+        let images = self.sources.images(&name).map_err(|reason| format!("{what}.source: {reason}"))?;
+        let root = self.options.data_root.as_deref();
+        let place = sources::first(&images.from, root).ok_or_else(|| {
+            Trouble::Missing(format!("images `{name}` are not at hand: {}", sources::advice(&images.from, root)))
+        })?;
+        params.insert("source".to_owned(), Value::Object(place.source));
+        let defaults = [("classes", json!(images.classes)), ("resize", json!(images.resize)), ("crop", json!(images.crop))];
+        for (key, value) in defaults {
+            if !value.is_null() && !params.contains_key(key) {
+                params.insert(key.to_owned(), value);
+            }
+        }
+        let (typed, params): (stage_sample::Params, Value) =
+            typed(Value::Object(params)).map_err(|reason| format!("{what}.{reason}"))?;
+        typed.check().map_err(|reason| format!("{what}.{reason}"))?;
+        let count = place.count.map(|count| {
+            let every = u64::from(typed.every.max(1));
+            let kept = count.saturating_sub(u64::from(typed.offset)).div_ceil(every);
+            typed.limit.map_or(kept, |limit| kept.min(limit.into()))
+        });
+        let address = self.jobs.add(Wanted {
+            stage: Sample::NAME,
+            revision: Sample::REVISION,
+            slug: name,
+            params,
+            inputs: vec![],
+            files: place.files,
+            parts: 1,
+            cost: Cost::default(),
+        })?;
+        Ok(Images { address, count })
+    }
+
+    /// The finetune jobs of a cell: the address of the network it attacks, and its architecture.
+    fn network(&mut self, base: &Base) -> Result<(String, nets::Spec), Trouble> {
+        let found = match &base.weights {
+            Some(used) => self.find(used)?,
+            None => None,
+        };
+        let spec = match (&base.model, &found) {
+            (Some(model), _) => Value::Object(model.clone()),
+            (None, Some((weights, _))) => Value::Object(weights.clone()),
+            (None, None) => return Err("model: name an architecture, or weights that belong to one".to_owned().into()),
+        };
+        let model = architecture("model", spec)?;
+        let (init, files) = match found {
+            Some((theirs, place)) => {
+                let theirs = architecture("weights.model", Value::Object(theirs))?;
+                if theirs != model {
+                    let (theirs, model) = (json!(theirs), json!(model));
+                    return Err(format!("model: the weights belong to {theirs}, not to {model}").into());
+                }
+                (Value::Object(place.source), place.files)
+            }
+            None => (json!({"name": "fresh"}), vec![]),
+        };
+        let recipe = if init["name"] == "fresh" {
+            let missing = "training: without weights the network must be trained; add [base.training] or `weights`";
+            Some(base.training.as_ref().ok_or_else(|| missing.to_owned())?)
+        } else {
+            None
+        };
+        let network = self.finetune("training", &model, init, recipe, None, vec![], files)?;
+        if !base.finetuned {
+            return Ok((network, model));
+        }
+        let mut recipe = base.finetuning.clone().ok_or("finetuning: `finetuned` needs the recipe [base.finetuning]".to_owned())?;
+        let epoch = recipe.shift_remove("from").unwrap_or_else(|| json!("best"));
+        let init = json!({"name": "finetuned", "epoch": epoch});
+        let tuned = self.finetune("finetuning", &model, init, Some(&recipe), Some(&base.defense), vec![network], vec![])?;
+        Ok((tuned, model))
+    }
+
+    /// Weights by name: their architecture and the first place that has them, or nothing where they are to be trained.
+    fn find(&self, used: &UsedWeights) -> Result<Option<(Table, sources::Place)>, Trouble> {
+        let weights = self.sources.weights(&used.source).map_err(|reason| format!("weights.source: {reason}"))?;
+        let root = self.options.data_root.as_deref();
+        match sources::first(&weights.from, root) {
+            Some(place) => Ok(Some((weights.model.clone(), place))),
+            None if used.otherwise == Otherwise::Train => Ok(None),
+            None => Err(Trouble::Missing(format!(
+                "weights `{}` are not at hand: {}, or let `otherwise = \"train\"` train them",
+                used.source,
+                sources::advice(&weights.from, root)
+            ))),
+        }
+    }
+
+    /// One finetune job: an import without a recipe, otherwise training on the recipe's sample.
+    #[expect(clippy::too_many_arguments, reason = "one call per kind of network, each argument is one of its parts")]
+    fn finetune(
+        &mut self,
+        what: &str,
+        model: &nets::Spec,
+        init: Value,
+        recipe: Option<&Table>,
+        defense: Option<&Table>,
+        mut inputs: Vec<String>,
+        files: Vec<PathBuf>,
+    ) -> Result<String, Trouble> {
+        let mut params = json!({"model": model, "init": init});
+        let mut cost = Cost::default();
+        if let Some(recipe) = recipe {
+            let mut recipe = recipe.clone();
+            let Some(Value::Object(sample)) = recipe.shift_remove("sample") else {
+                return Err(format!("{what}.sample: name the training images, as {{ source = \"...\" }}").into());
+            };
+            let images = self.sample(&format!("{what}.sample"), &sample)?;
+            if let Some(seed) = recipe.shift_remove("seed") {
+                params["seed"] = seed;
+            }
+            let own = recipe.shift_remove("defense");
+            if let Some(defense) = own.or_else(|| defense.cloned().map(Value::Object)) {
+                params["defense"] = defense;
+            }
+            params["training"] = Value::Object(recipe);
+            inputs.insert(0, images.address);
+            cost.unknown = u64::from(images.count.is_none());
+            cost.training_images = images.count.unwrap_or(0);
+        }
+        let (typed, params): (stage_finetune::Params, Value) = typed(params).map_err(|reason| match what {
+            "finetuning" => reason.replace("training", "finetuning"),
+            _ => reason,
+        })?;
+        typed.check()?;
+        cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
+        let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
+        let address = self.jobs.add(Wanted {
+            stage: Finetune::NAME,
+            revision: Finetune::REVISION,
+            slug: format!("{}{depth}", params["model"]["name"].as_str().unwrap_or_default()),
+            params,
+            inputs,
+            files,
+            parts: 1,
+            cost,
+        })?;
+        Ok(address)
+    }
+
+    fn attack(
+        &mut self,
+        typed: &stage_attack::Params,
+        params: &Value,
+        inputs: &[String],
+        count: Option<u64>,
+    ) -> Result<String, Trouble> {
+        typed.check()?;
+        let images = typed.limit.map_or(count, |limit| Some(count.unwrap_or(u64::MAX).min(limit.into())));
+        let address = self.jobs.add(Wanted {
+            stage: Attack::NAME,
+            revision: Attack::REVISION,
+            slug: format!("{}--{}", typed.defense.slug(), typed.attack.slug()),
+            params: params.clone(),
+            inputs: inputs.to_vec(),
+            files: vec![],
+            parts: self.options.shards,
+            cost: cost(typed, params, images),
+        })?;
+        Ok(address)
+    }
+}
+
+/// Reads a value as `T`; an error begins with the path of the field.
+fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| match error.path().to_string().as_str() {
+        "." => error.into_inner().to_string(),
+        path => format!("{path}: {}", error.inner()),
+    })
+}
+
+/// Reads parameters as the stage will, and writes them with every default spelled out.
+fn typed<T: DeserializeOwned + Serialize>(value: Value) -> Result<(T, Value), String> {
+    let typed: T = read(value)?;
+    let value = serde_json::to_value(&typed).map_err(|error| error.to_string())?;
+    Ok((typed, value))
+}
+
+fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
+    let (model, _): (nets::Spec, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
+    model.graph().map_err(|reason| format!("{what}: {reason}"))?;
+    Ok(model)
+}
+
+/// Finds what no single stage can: parameters of different stages that do not fit each other.
+fn check(attack: &stage_attack::Params, model: &nets::Spec, layout: &stage_report::Layout) -> Result<(), String> {
+    if let Some(class) = attack.goal.target()
+        && class as usize >= model.classes()
+    {
+        return Err(format!("goal.class: the network knows the classes 0 to {}, not {class}", model.classes() - 1));
+    }
+    for rule in std::iter::once(&layout.rule).chain(&layout.more_rules) {
+        if let Some(n) = rule.n.filter(|n| *n == 0 || *n > attack.votes.draws) {
+            return Err(format!("votes.draws: the report's rule asks for {n} votes of {}", attack.votes.draws));
+        }
+        if rule.name == RuleName::MeanLogits && !attack.keep_logits {
+            return Err("keep_logits: the report's rule `mean-logits` needs it to be true".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Uniform noise in the ball of an attack; nothing where the attack has no ball.
+fn ball(attack: &Value) -> Option<Value> {
+    Some(json!({"name": "uniform-noise", "norm": attack.get("norm")?, "epsilon": attack.get("epsilon")?}))
+}
+
+fn cost(typed: &stage_attack::Params, params: &Value, images: Option<u64>) -> Cost {
+    let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
+    let (_, backward) = typed.attack.queries();
+    let rounds = if params["attack"]["name"] == "none" { 2 } else { 1 };
+    Cost { gradient_queries: images * backward, votes: images * rounds * u64::from(typed.votes.draws), ..Cost::default() }
+}
+
+fn folder(address: &str) -> String {
+    format!("data/{address}")
+}
+
+/// Leaves of a value by their path.
+fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(table) => table.iter().map(|(key, value)| (key.clone(), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect(),
+        leaf => {
+            into.insert(prefix.trim_end_matches('.').to_owned(), leaf.clone());
+            return;
+        }
+    };
+    for (key, value) in children {
+        flatten(&format!("{prefix}{key}."), value, into);
+    }
+}

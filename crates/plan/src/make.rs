@@ -1,0 +1,304 @@
+//! A plan as Make rules, as a list of commands, as a table of costs; and what no plan needs any more.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use stage::Stage;
+use stage_report::Report;
+
+use crate::{Cost, Error, Job, Options, Plan, Result, Work, jobs::sorted};
+
+/// Characters that Make or a shell would not take literally.
+const SPECIAL: &str = " \t\n$#:%\\*?[]~'\"`;&|<>()!=";
+
+/// How the stages are called: Make's variables in the fragment, their defaults in a list.
+#[derive(Clone, Copy, Debug)]
+struct Words {
+    run: &'static str,
+    bin: &'static str,
+    device: &'static str,
+}
+
+const MAKE: Words = Words { run: "$(RUN) ", bin: "$(BIN)/", device: "$(DEVICE)" };
+const SHELL: Words = Words { run: "", bin: "${BIN:-target/release}/", device: "${DEVICE:-auto}" };
+
+/// The files of a plan: parameters of every job and report, and the Make fragment, by path.
+///
+/// # Errors
+/// If Make cannot handle a local file's path.
+pub fn files(plan: &Plan, options: &Options) -> Result<BTreeMap<PathBuf, String>> {
+    let mut files = BTreeMap::new();
+    for job in plan.jobs.all() {
+        files.insert(PathBuf::from(parameters(job, options)), pretty(&job.params));
+    }
+    for report in &plan.reports {
+        if let Ok(work) = &report.work {
+            let params = serde_json::to_value(&work.params).map_err(|error| Error::Pipeline(error.to_string()))?;
+            files.insert(PathBuf::from(report_parameters(&report.name, options)), pretty(&sorted(&params)));
+        }
+    }
+    files.insert(fragment_path(options), fragment(plan, options)?);
+    Ok(files)
+}
+
+/// Where the Make fragment goes.
+#[must_use]
+pub fn fragment_path(options: &Options) -> PathBuf {
+    PathBuf::from(format!("data/plan/{}/plan.mk", options.scale.name()))
+}
+
+/// The Make fragment: one rule per part, one per report, one name per pipeline.
+///
+/// # Errors
+/// If Make cannot handle a local file's path.
+pub fn fragment(plan: &Plan, options: &Options) -> Result<String> {
+    let mut text = String::from("# Written by plan from pipelines/*.toml: change those instead.\n");
+    for report in &plan.reports {
+        let name = &report.name;
+        writeln!(text, "\n# {}", report.title.replace(['\n', '\\'], " ")).expect("a string takes all");
+        match &report.work {
+            Ok(work) => text.push_str(&report_rule(plan, name, work, options)),
+            Err(reason) => {
+                let reason = reason.replace('\'', "").replace('$', "$$").replace('\n', " ");
+                writeln!(text, ".PHONY: {name}\n{name}:\n\t@echo '{name}: {reason}' >&2; exit 1").expect("as above");
+            }
+        }
+    }
+    for job in plan.jobs.all() {
+        text.push('\n');
+        text.push_str(&job_rules(plan, job, options)?);
+    }
+    Ok(text)
+}
+
+fn report_rule(plan: &Plan, name: &str, work: &Work, options: &Options) -> String {
+    let out = report_path(name, options);
+    let inputs = outputs(plan, &work.inputs).join(" ");
+    let params = report_parameters(name, options);
+    let command = report_command(MAKE, plan, name, work, options);
+    format!(".PHONY: {name}\n{name}: {out}\n{out}: {params} {inputs} | build\n\t{command}\n")
+}
+
+/// Parameters are order-only prerequisites: their content is in the address, so their time says nothing.
+fn job_rules(plan: &Plan, job: &Job, options: &Options) -> Result<String> {
+    let params = parameters(job, options);
+    let mut sources = outputs(plan, &job.inputs);
+    for file in &job.files {
+        sources.push(plain(file)?.to_owned());
+    }
+    let sources = sources.join(" ");
+    let mut text = String::new();
+    for (shard, out) in job.outputs().iter().enumerate() {
+        let command = command(MAKE, plan, job, shard, options)?;
+        writeln!(text, "{out}: {sources} | {params} build\n\t{command}").expect("a string takes all");
+    }
+    Ok(text)
+}
+
+/// The command that makes one part of a job.
+fn command(words: Words, plan: &Plan, job: &Job, shard: usize, options: &Options) -> Result<String> {
+    let heavy = matches!(job.stage, "finetune" | "attack");
+    let mut text = if heavy { words.run.to_owned() } else { String::new() };
+    write!(text, "{}{} --params {}", words.bin, job.stage, parameters(job, options)).expect("a string takes all");
+    if job.parts > 1 {
+        write!(text, " --shard {shard}/{}", job.parts).expect("as above");
+    }
+    if heavy {
+        write!(text, " --device {}", words.device).expect("as above");
+    }
+    if let Some(root) = options.data_root.as_ref().filter(|_| !job.files.is_empty()) {
+        write!(text, " --data-root {}", plain(root)?).expect("as above");
+    }
+    write!(text, " --out {}", job.outputs()[shard]).expect("as above");
+    for input in outputs(plan, &job.inputs) {
+        write!(text, " {input}").expect("as above");
+    }
+    Ok(text)
+}
+
+fn report_command(words: Words, plan: &Plan, name: &str, work: &Work, options: &Options) -> String {
+    let inputs = outputs(plan, &work.inputs).join(" ");
+    let (params, out) = (report_parameters(name, options), report_path(name, options));
+    format!("{}{} --params {params} --out {out} {inputs}", words.bin, Report::NAME)
+}
+
+/// The commands of one pipeline, one per line; a blank line wherever all above must end before any below starts.
+///
+/// # Errors
+/// If there is no such pipeline, or this machine lacks what it needs.
+pub fn list(plan: &Plan, name: &str, options: &Options) -> Result<String> {
+    let work = plan.report(name)?;
+    let mut layers: Vec<Vec<String>> = Vec::new();
+    let mut depths: BTreeMap<&str, usize> = BTreeMap::new();
+    for job in plan.jobs.closure(&work.inputs) {
+        let depth = job.inputs.iter().map(|input| depths[input.as_str()] + 1).max().unwrap_or(0);
+        depths.insert(&job.address, depth);
+        layers.resize(layers.len().max(depth + 1), Vec::new());
+        for shard in 0..job.parts as usize {
+            layers[depth].push(command(SHELL, plan, job, shard, options)?);
+        }
+    }
+    layers.push(vec![report_command(SHELL, plan, name, work, options)]);
+    let layers: Vec<String> = layers.iter().map(|commands| commands.join("\n")).collect();
+    Ok(layers.join("\n\n") + "\n")
+}
+
+/// What each pipeline costs if nothing of it is there, and all of them together, shared jobs counted once.
+#[must_use]
+pub fn costs(plan: &Plan) -> String {
+    let mut text = format!(
+        "{:<20} {:>6} {:>20} {:>20} {:>20}\n",
+        "pipeline", "jobs", "gradient queries", "votes, at most", "training images"
+    );
+    let mut row = |name: &str, jobs: &[&Job]| {
+        let mut cost = Cost::default();
+        jobs.iter().for_each(|job| cost += job.cost);
+        let note = if cost.unknown == 0 { String::new() } else { format!("  + {} jobs of unknown size", cost.unknown) };
+        let numbers = [cost.gradient_queries, cost.votes, cost.training_images].map(grouped);
+        let [gradients, votes, training] = numbers;
+        writeln!(text, "{name:<20} {:>6} {gradients:>20} {votes:>20} {training:>20}{note}", jobs.len())
+            .expect("a string takes all");
+    };
+    for report in &plan.reports {
+        match &report.work {
+            Ok(work) => row(&report.name, &plan.jobs.closure(&work.inputs)),
+            Err(_) => row(&format!("{} (data missing)", report.name), &[]),
+        }
+    }
+    row("all together", &plan.jobs.all().iter().collect::<Vec<_>>());
+    text
+}
+
+/// A number with its thousands apart.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// What below `data/` no plan that was written there names any more: whole artifacts, and parts of another sharding.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub fn garbage(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut named = BTreeSet::new();
+    for fragment in entries(&root.join("data/plan"))?.iter().map(|folder| folder.join("plan.mk")) {
+        if let Ok(text) = std::fs::read_to_string(&fragment) {
+            named.extend(text.split_whitespace().map(|word| word.trim_end_matches(':').to_owned()));
+        }
+    }
+    let folders: BTreeSet<&str> = named.iter().filter_map(|path| path.rsplit_once('/')).map(|(folder, _)| folder).collect();
+    let name = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
+    let mut garbage = Vec::new();
+    for stage in ["sample", "finetune", "attack", "theory"] {
+        for folder in entries(&root.join("data").join(stage))? {
+            if !folders.contains(name(&folder).as_str()) {
+                garbage.push(folder);
+                continue;
+            }
+            let part = |path: &Path| path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('.').next()).map(str::to_owned);
+            garbage.extend(entries(&folder)?.into_iter().filter(|path| {
+                part(path).is_some_and(|part| {
+                    part.starts_with("part-") && !named.contains(&format!("{}/{part}.parquet", name(&folder)))
+                })
+            }));
+        }
+    }
+    for scale in entries(&root.join("data/plan"))?.into_iter().filter(|path| path.is_dir()) {
+        let parameters = entries(&scale)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json"));
+        garbage.extend(parameters.filter(|path| !named.contains(&name(path))));
+    }
+    Ok(garbage)
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => {
+            let mut paths: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+            paths.sort();
+            Ok(paths)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::Read { path: folder.into(), source }),
+    }
+}
+
+fn outputs(plan: &Plan, addresses: &[String]) -> Vec<String> {
+    addresses.iter().flat_map(|address| plan.jobs.at(address).outputs()).collect()
+}
+
+fn parameters(job: &Job, options: &Options) -> String {
+    format!("data/plan/{}/{}.json", options.scale.name(), job.address.replacen('/', "--", 1))
+}
+
+/// The revision is in the name: a report that would read differently is made again.
+fn report_parameters(name: &str, options: &Options) -> String {
+    format!("data/plan/{}/report--{name}--r{}.json", options.scale.name(), Report::REVISION)
+}
+
+fn report_path(name: &str, options: &Options) -> String {
+    format!("data/report/{}/{name}.parquet", options.scale.name())
+}
+
+fn pretty(value: &serde_json::Value) -> String {
+    format!("{value:#}\n")
+}
+
+/// The path as text, if Make and a shell take it literally.
+fn plain(path: &Path) -> Result<&str> {
+    let text = path.to_str().filter(|text| !text.is_empty() && !text.contains(|c| SPECIAL.contains(c)));
+    text.ok_or_else(|| Error::Path { path: path.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn paths_that_make_misreads_are_refused() {
+        for path in ["a b", "a:b", "$HOME", "~/x", "100%"] {
+            assert!(plain(Path::new(path)).is_err(), "{path}");
+        }
+        assert_eq!(plain(Path::new("../data/a-b_c.parquet")).unwrap(), "../data/a-b_c.parquet");
+    }
+
+    #[test]
+    fn garbage_is_what_no_plan_names() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("data/plan/demo/plan.mk", "data/attack/a--1/part-0-of-1.parquet: data/finetune/n--1/part-0-of-1.parquet | data/plan/demo/attack--a--1.json build\n");
+        for kept in ["attack/a--1/part-0-of-1.parquet", "attack/a--1/part-0-of-1.timing.parquet", "finetune/n--1/epoch-001.safetensors"] {
+            write(&format!("data/{kept}"), "");
+        }
+        write("data/plan/demo/attack--a--1.json", "");
+        assert_eq!(garbage(root.path()).unwrap(), Vec::<PathBuf>::new());
+        let gone = ["attack/a--1/part-0-of-2.parquet", "attack/a--1/part-0-of-2.timing.parquet", "plan/demo/attack--a--2.json"];
+        for gone in gone {
+            write(&format!("data/{gone}"), "");
+        }
+        write("data/sample/old--1/part-0-of-1.parquet", "");
+        let expected = [&gone[..2], &["sample/old--1"], &gone[2..]].concat();
+        let expected: Vec<PathBuf> = expected.iter().map(|path| root.path().join("data").join(path)).collect();
+        let mut found = garbage(root.path()).unwrap();
+        found.sort_by_key(|path| expected.iter().position(|e| e == path));
+        assert_eq!(found, expected);
+    }
+}

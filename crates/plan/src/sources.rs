@@ -1,0 +1,187 @@
+//! Named images and weights (`pipelines/sources/*.toml`), and where this machine gets them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{Error, Result, file, file::Table};
+
+/// All named sources.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sources {
+    /// Data sets by name.
+    pub images: BTreeMap<String, Images>,
+    /// Networks' weights by name.
+    pub weights: BTreeMap<String, Weights>,
+}
+
+/// One data set, and the places to get it from: the first that this machine has is used.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// Sources as the stage `sample` takes them, each with an optional `count` of its images.
+    pub from: Vec<Table>,
+    /// Names of the classes, for files that do not carry them.
+    #[serde(default)]
+    pub classes: Option<Vec<String>>,
+    /// Shorter side to resize to, unless the pipeline says otherwise.
+    #[serde(default)]
+    pub resize: Option<u32>,
+    /// Centre crop, unless the pipeline says otherwise.
+    #[serde(default)]
+    pub crop: Option<u32>,
+}
+
+/// One set of weights, and the places to get it from: the first that this machine has is used.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weights {
+    /// The network they belong to.
+    pub model: Table,
+    /// Initial weights as the stage `finetune` takes them.
+    pub from: Vec<Table>,
+}
+
+/// A place that this machine has.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The source as the stage takes it.
+    pub source: Table,
+    /// Local files it reads, as Make shall see them.
+    pub files: Vec<PathBuf>,
+    /// Number of images, where the file says so.
+    pub count: Option<u64>,
+}
+
+impl Sources {
+    /// Reads every `*.toml` of a folder; a missing folder holds none.
+    ///
+    /// # Errors
+    /// If a file cannot be read or understood, or two files use one name.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let mut all = Self::default();
+        for path in toml_files(folder)? {
+            let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+            let wrong = |reason| Error::File { path: path.clone(), reason };
+            let file: Self = toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
+            for (name, images) in file.images {
+                if all.images.insert(name.clone(), images).is_some() {
+                    return Err(wrong(format!("another file names images `{name}` already")));
+                }
+            }
+            for (name, weights) in file.weights {
+                if all.weights.insert(name.clone(), weights).is_some() {
+                    return Err(wrong(format!("another file names weights `{name}` already")));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Images by name.
+    ///
+    /// # Errors
+    /// With the names there are.
+    pub fn images(&self, name: &str) -> Result<&Images, String> {
+        let accepted: Vec<&str> = self.images.keys().map(String::as_str).collect();
+        self.images.get(name).ok_or_else(|| file::unknown("images", name, &accepted))
+    }
+
+    /// Weights by name.
+    ///
+    /// # Errors
+    /// With the names there are.
+    pub fn weights(&self, name: &str) -> Result<&Weights, String> {
+        let accepted: Vec<&str> = self.weights.keys().map(String::as_str).collect();
+        self.weights.get(name).ok_or_else(|| file::unknown("weights", name, &accepted))
+    }
+}
+
+/// The first place this machine has: local files must exist, everything else is taken at its word.
+#[must_use]
+pub fn first(from: &[Table], data_root: Option<&Path>) -> Option<Place> {
+    from.iter().find_map(|source| {
+        let local = local_paths(source);
+        let files: Option<Vec<PathBuf>> = local.iter().map(|path| resolve(path, data_root)).collect();
+        let files = files.filter(|files| files.iter().all(|file| file.exists()))?;
+        let mut source = source.clone();
+        let count = source.shift_remove("count").as_ref().and_then(Value::as_u64);
+        let count = count.or_else(|| source.get("images").and_then(Value::as_u64));
+        Some(Place { source, files, count })
+    })
+}
+
+/// What the user can do where no place is at hand.
+#[must_use]
+pub fn advice(from: &[Table], data_root: Option<&Path>) -> String {
+    let places: Vec<String> = from.iter().flat_map(local_paths).collect();
+    match data_root {
+        Some(root) => format!("put {} below DATA_ROOT={}", places.join(" or "), root.display()),
+        None => format!("set DATA_ROOT to a folder that holds {}", places.join(" or ")),
+    }
+}
+
+/// Paths on this machine that a source reads; none for sources that are drawn or fetched.
+fn local_paths(source: &Table) -> Vec<String> {
+    let text = |key: &str| source.get(key).and_then(Value::as_str).map(str::to_owned);
+    match source.get("name").and_then(Value::as_str) {
+        Some("parquet") => {
+            let files = source.get("files").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            files.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+        }
+        Some("folder" | "file") => text("path").into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn resolve(path: &str, data_root: Option<&Path>) -> Option<PathBuf> {
+    let path = Path::new(path);
+    if path.is_absolute() { Some(path.into()) } else { data_root.map(|root| root.join(path)) }
+}
+
+/// The TOML files of a folder, sorted.
+fn toml_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(Error::Read { path: folder.into(), source }),
+    };
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_place_at_hand_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = |value: Value| value.as_object().unwrap().clone();
+        let from = [
+            table(json!({"name": "parquet", "files": ["a.parquet", "b.parquet"], "count": 5})),
+            table(json!({"name": "hub", "repo": "owner/name", "count": 9})),
+        ];
+        let root = Some(folder.path());
+        assert_eq!(first(&from, None).unwrap().source["name"], "hub");
+        std::fs::write(folder.path().join("a.parquet"), "").unwrap();
+        assert_eq!(first(&from, root).unwrap().source["name"], "hub", "half a data set is none");
+        std::fs::write(folder.path().join("b.parquet"), "").unwrap();
+        let local = first(&from, root).unwrap();
+        assert_eq!(Value::Object(local.source), json!({"name": "parquet", "files": ["a.parquet", "b.parquet"]}));
+        assert_eq!((local.count, local.files.len()), (Some(5), 2));
+        assert!(first(&from[..1], None).is_none());
+        assert!(advice(&from[..1], None).contains("set DATA_ROOT"));
+    }
+}

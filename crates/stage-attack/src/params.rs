@@ -1,0 +1,127 @@
+//! What decides the votes.
+
+use serde::{Deserialize, Serialize};
+use stage::Epoch;
+
+/// Parameters of the stage `attack`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// Whose rules the cell follows; recorded with every result.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Which epoch of the network.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// The defense between the pixels and the network.
+    pub defense: defenses::Spec,
+    /// The attack.
+    pub attack: attacks::Spec,
+    /// What the adversary wants.
+    pub goal: Goal,
+    /// How the defended network is asked for its opinion.
+    #[serde(default)]
+    pub votes: Votes,
+    /// Whether the mean logits of every vote are stored; then no vote stops early, for a mean over draws that ended at
+    /// a majority would be biased.
+    #[serde(default)]
+    pub keep_logits: bool,
+    /// Whether the perturbations are stored.
+    #[serde(default)]
+    pub keep_delta: bool,
+    /// Only this many images, the first of the sample.
+    #[serde(default)]
+    pub limit: Option<u32>,
+    /// Names the run's random numbers.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// Whose rules a cell follows where the paper's text, its code and good practice differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// The paper's text.
+    PaperText,
+    /// The authors' released code, with its departures from the text.
+    AuthorsCode,
+    /// What the text means, with known faults of both mended.
+    #[default]
+    Corrected,
+}
+
+/// What the adversary wants of every image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Goal {
+    /// Any class but the true one.
+    Untargeted {},
+    /// One class for all images.
+    Targeted {
+        /// The class, from 0.
+        class: u32,
+    },
+}
+
+impl Goal {
+    /// The adversary's objective for images of these labels.
+    #[must_use]
+    pub fn of(self, labels: &[u32]) -> game::Goal {
+        match self {
+            Self::Untargeted {} => game::Goal::Untargeted(labels.to_vec()),
+            Self::Targeted { class } => game::Goal::Targeted(vec![class; labels.len()]),
+        }
+    }
+
+    /// The chosen class, if there is one.
+    #[must_use]
+    pub const fn target(self) -> Option<u32> {
+        match self {
+            Self::Untargeted {} => None,
+            Self::Targeted { class } => Some(class),
+        }
+    }
+}
+
+/// How the defended network is asked for its opinion of an image (Gao et al. 2022, appendix A.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Votes {
+    /// Independent draws of the defense, one prediction each.
+    pub draws: u32,
+    /// When to stop before.
+    pub stop: Stop,
+}
+
+impl Default for Votes {
+    fn default() -> Self {
+        Self { draws: 500, stop: Stop::Majority }
+    }
+}
+
+/// When to stop drawing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stop {
+    /// As soon as no remaining draw can change the majority.
+    #[default]
+    Majority,
+    /// Never.
+    Never,
+}
+
+impl Params {
+    /// Finds combinations that cannot work, so that a planner can refuse them before anything runs.
+    ///
+    /// # Errors
+    /// With a sentence that names the parameter and the mend.
+    pub fn check(&self) -> Result<(), String> {
+        if self.votes.draws == 0 {
+            return Err("votes.draws: a vote needs at least 1 draw".to_owned());
+        }
+        if self.limit == Some(0) {
+            return Err("limit: 0 images leave nothing to attack; leave it out for all".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! What decides the weights.
+
+use serde::{Deserialize, Serialize};
+use stage::Epoch;
+
+/// Parameters of the stage `finetune`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// The architecture.
+    pub model: nets::Spec,
+    /// The weights to start from.
+    pub init: Init,
+    /// How to train; without it the initial weights are stored as epoch 0.
+    #[serde(default)]
+    pub training: Option<Training>,
+    /// The defense every training image passes, with one fresh draw per image and epoch.
+    #[serde(default)]
+    pub defense: Option<defenses::Spec>,
+    /// Names the run's random numbers.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// Where the first weights come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Init {
+    /// Drawn from the seed.
+    Fresh {},
+    /// A local file: safetensors, or a torch checkpoint (`.pth`, `.pt`, `.tar`), read without executing code.
+    File {
+        /// Absolute, or below the data root.
+        path: String,
+        /// SHA-256 in hexadecimal that the file must have.
+        #[serde(default)]
+        sha256: Option<String>,
+    },
+    /// A file on the Hugging Face hub.
+    Hub {
+        /// `owner/name` of the model.
+        repo: String,
+        /// A commit, branch or tag; a commit pins the content.
+        revision: String,
+        /// The file in the repository.
+        file: String,
+        /// SHA-256 in hexadecimal that the file must have.
+        #[serde(default)]
+        sha256: Option<String>,
+    },
+    /// An epoch of the finetune table among the inputs.
+    Finetuned {
+        /// Which one.
+        epoch: Epoch,
+    },
+}
+
+/// The training recipe; the defaults are those of the paper's fine-tuning (appendix D.2 and the authors' code).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Training {
+    /// Passes over the training images.
+    pub epochs: u32,
+    /// Images per optimiser step.
+    pub batch: usize,
+    /// AdamW's learning rate in the first epoch.
+    pub learning_rate: f64,
+    /// The cosine schedule's end, reached after the last epoch.
+    pub min_learning_rate: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Random shifts, flips and crops.
+    pub augment: Augment,
+    /// Share of the images held out for validation, in `[0, 1)`.
+    pub validation: f64,
+    /// Whether validation images pass the defense (the authors' did not).
+    pub defend_validation: bool,
+    /// Which epochs' weights are kept.
+    pub keep: Keep,
+    /// Whether the images left over after the last full batch of an epoch are skipped.
+    pub drop_last: bool,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            epochs: 30,
+            batch: 256,
+            learning_rate: 1e-3,
+            min_learning_rate: 0.0,
+            weight_decay: 1e-2,
+            augment: Augment::default(),
+            validation: 0.1,
+            defend_validation: false,
+            keep: Keep::Best,
+            drop_last: true,
+        }
+    }
+}
+
+/// Random changes of a training image that keep its class, before any defense.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Augment {
+    /// Shift by up to this many pixels in each direction, filling with black (4 is customary for CIFAR-10).
+    pub crop_padding: u32,
+    /// Cut a square of this side at a random place; the validation images are cut at their centres.
+    pub random_crop: Option<u32>,
+    /// Mirror left and right with probability one half.
+    pub flip: bool,
+}
+
+/// Which epochs' weights are kept beside the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// The best by validation accuracy, and the last.
+    #[default]
+    Best,
+    /// The last.
+    Last,
+    /// All of them.
+    Every,
+}
+
+impl Params {
+    /// Finds combinations that cannot work, so that a planner can refuse them before anything runs.
+    ///
+    /// # Errors
+    /// With a sentence that names the parameter and the mend.
+    pub fn check(&self) -> Result<(), String> {
+        if let Init::File { sha256: Some(digest), .. } | Init::Hub { sha256: Some(digest), .. } = &self.init
+            && (digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_hexdigit()))
+        {
+            return Err(format!("init.sha256: `{digest}` is no SHA-256; write 64 hexadecimal digits"));
+        }
+        match &self.training {
+            Some(training) => training.check(),
+            None if self.defense.is_some() => {
+                Err("defense: without training nothing passes it; add `training` or leave `defense` out".to_owned())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Training {
+    fn check(&self) -> Result<(), String> {
+        if self.epochs == 0 {
+            return Err("training.epochs: 0 trains nothing; leave `training` out to import weights".to_owned());
+        }
+        if self.batch < 2 {
+            return Err("training.batch: batch normalisation needs at least 2 images".to_owned());
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return Err(format!("training.learning_rate: {} is not positive", self.learning_rate));
+        }
+        if !(0.0..=self.learning_rate).contains(&self.min_learning_rate) {
+            return Err(format!(
+                "training.min_learning_rate: {} is not between 0 and the learning rate {}",
+                self.min_learning_rate, self.learning_rate
+            ));
+        }
+        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
+            return Err(format!("training.weight_decay: {} is negative", self.weight_decay));
+        }
+        if !(0.0..1.0).contains(&self.validation) {
+            return Err(format!("training.validation: {} is not a share in [0, 1)", self.validation));
+        }
+        if self.keep == Keep::Best && self.validation == 0.0 {
+            return Err("training.keep: `best` needs validation images; set `validation` or keep `last`".to_owned());
+        }
+        if self.augment.random_crop == Some(0) {
+            return Err("training.augment.random_crop: 0 pixels are no image".to_owned());
+        }
+        Ok(())
+    }
+}
