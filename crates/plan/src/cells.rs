@@ -13,7 +13,7 @@ use stage_theory::Theory;
 
 use crate::{
     Cost, Error, Jobs, Options, Result, Sources, Work,
-    file::{self, Kind, Pipeline, Table},
+    file::{Kind, Pipeline, Table},
     jobs::Wanted,
     sources,
 };
@@ -38,6 +38,9 @@ struct Base {
     goal: Table,
     #[serde(default)]
     votes: Option<Table>,
+    /// The snapshot to report, where the attack takes several; the last one otherwise.
+    #[serde(default)]
+    step: Option<u32>,
     #[serde(default)]
     protocol: Option<Value>,
     #[serde(default)]
@@ -97,7 +100,12 @@ impl From<Error> for Trouble {
 ///
 /// # Errors
 /// If a cell can run nowhere: an unknown name, or parameters that do not fit each other.
-pub fn plan(pipeline: &Pipeline, sources: &Sources, options: &Options, jobs: &mut Jobs) -> Result<Result<Work, String>> {
+pub fn plan(
+    pipeline: &Pipeline,
+    sources: &Sources,
+    options: &Options,
+    jobs: &mut Jobs,
+) -> Result<Result<Work, String>> {
     let params = stage_report::Params {
         pipeline: pipeline.name.clone(),
         scale: options.scale.name().to_owned(),
@@ -119,8 +127,9 @@ fn theory(pipeline: &Pipeline, mut params: stage_report::Params, jobs: &mut Jobs
     if !pipeline.base.is_empty() || !pipeline.axes.is_empty() {
         return Err(wrong("a pipeline of kind `theory` has a table [theory], no [base] and no [[axis]]".to_owned()));
     }
-    let typed: (stage_theory::Params, Value) = typed(Value::Object(pipeline.theory.clone()))
-        .map_err(|reason| wrong(format!("theory.{reason}")))?;
+    let typed: (stage_theory::Params, Value) =
+        typed(Value::Object(pipeline.theory.clone())).map_err(|reason| wrong(format!("theory.{reason}")))?;
+    typed.0.validate().map_err(|error| wrong(format!("theory: {error:#}")))?;
     let address = jobs.add(Wanted {
         stage: Theory::NAME,
         revision: Theory::REVISION,
@@ -207,23 +216,22 @@ impl Planner<'_> {
             }
         }
         let (typed, params): (stage_attack::Params, Value) = typed(params)?;
+        typed.defense.check().map_err(|reason| format!("defense: {reason}"))?;
+        typed.attack.check().map_err(|reason| format!("attack: {reason}"))?;
         check(&typed, &model, layout)?;
+        check_step(base.step, &typed)?;
 
         let inputs = [images.address.clone(), network.clone()];
-        let attack = self.attack(&typed, &params, &inputs, images.count)?;
-        let mut with = |spec: Value| -> Result<String, Trouble> {
-            let mut companion = params.clone();
-            companion["attack"] = spec;
+        let attack = self.attack(&typed, &inputs, images.count)?;
+        let mut companions = Vec::new();
+        for spec in typed.attack.companions() {
             // The perturbation of a companion is no result.
-            companion["keep_delta"] = Value::Bool(false);
-            let (typed, companion) = self::typed(companion)?;
-            self.attack(&typed, &companion, &inputs, images.count)
-        };
-        let none = with(json!({"name": "none"}))?;
-        let noise = match ball(&params["attack"]) {
-            Some(ball) => with(ball)?,
-            None => none.clone(),
-        };
+            let companion = stage_attack::Params { attack: spec, keep_delta: false, ..typed.clone() };
+            companions.push(self.attack(&companion, &inputs, images.count)?);
+        }
+        // The companions of a companion are itself and those before it.
+        let none = companions.first().unwrap_or(&attack).clone();
+        let noise = companions.get(1).unwrap_or(&attack).clone();
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(model), &mut parameters);
@@ -234,7 +242,7 @@ impl Planner<'_> {
             protocol: params["protocol"].as_str().unwrap_or_default().to_owned(),
             parameters,
             attack: folder(&attack),
-            step: None,
+            step: base.step,
             none: folder(&none),
             noise: folder(&noise),
             finetune: folder(&network),
@@ -255,7 +263,8 @@ impl Planner<'_> {
             Trouble::Missing(format!("images `{name}` are not at hand: {}", sources::advice(&images.from, root)))
         })?;
         params.insert("source".to_owned(), Value::Object(place.source));
-        let defaults = [("classes", json!(images.classes)), ("resize", json!(images.resize)), ("crop", json!(images.crop))];
+        let defaults =
+            [("classes", json!(images.classes)), ("resize", json!(images.resize)), ("crop", json!(images.crop))];
         for (key, value) in defaults {
             if !value.is_null() && !params.contains_key(key) {
                 params.insert(key.to_owned(), value);
@@ -315,10 +324,12 @@ impl Planner<'_> {
         if !base.finetuned {
             return Ok((network, model));
         }
-        let mut recipe = base.finetuning.clone().ok_or("finetuning: `finetuned` needs the recipe [base.finetuning]".to_owned())?;
+        let mut recipe =
+            base.finetuning.clone().ok_or("finetuning: `finetuned` needs the recipe [base.finetuning]".to_owned())?;
         let epoch = recipe.shift_remove("from").unwrap_or_else(|| json!("best"));
         let init = json!({"name": "finetuned", "epoch": epoch});
-        let tuned = self.finetune("finetuning", &model, init, Some(&recipe), Some(&base.defense), vec![network], vec![])?;
+        let tuned =
+            self.finetune("finetuning", &model, init, Some(&recipe), Some(&base.defense), vec![network], vec![])?;
         Ok((tuned, model))
     }
 
@@ -391,22 +402,21 @@ impl Planner<'_> {
 
     fn attack(
         &mut self,
-        typed: &stage_attack::Params,
-        params: &Value,
+        params: &stage_attack::Params,
         inputs: &[String],
         count: Option<u64>,
     ) -> Result<String, Trouble> {
-        typed.check()?;
-        let images = typed.limit.map_or(count, |limit| Some(count.unwrap_or(u64::MAX).min(limit.into())));
+        params.check()?;
+        let images = params.limit.map_or(count, |limit| count.map(|count| count.min(limit.into())));
         let address = self.jobs.add(Wanted {
             stage: Attack::NAME,
             revision: Attack::REVISION,
-            slug: format!("{}--{}", typed.defense.slug(), typed.attack.slug()),
-            params: params.clone(),
+            slug: format!("{}--{}", params.defense.slug(), params.attack.slug()),
+            params: value(params)?,
             inputs: inputs.to_vec(),
             files: vec![],
             parts: self.options.shards,
-            cost: cost(typed, params, images),
+            cost: cost(params, images),
         })?;
         Ok(address)
     }
@@ -421,10 +431,14 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
 }
 
 /// Reads parameters as the stage will, and writes them with every default spelled out.
-fn typed<T: DeserializeOwned + Serialize>(value: Value) -> Result<(T, Value), String> {
-    let typed: T = read(value)?;
-    let value = serde_json::to_value(&typed).map_err(|error| error.to_string())?;
+fn typed<T: DeserializeOwned + Serialize>(given: Value) -> Result<(T, Value), String> {
+    let typed: T = read(given)?;
+    let value = value(&typed)?;
     Ok((typed, value))
+}
+
+fn value<T: Serialize>(typed: &T) -> Result<Value, String> {
+    serde_json::to_value(typed).map_err(|error| error.to_string())
 }
 
 fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
@@ -451,16 +465,26 @@ fn check(attack: &stage_attack::Params, model: &nets::Spec, layout: &stage_repor
     Ok(())
 }
 
-/// Uniform noise in the ball of an attack; nothing where the attack has no ball.
-fn ball(attack: &Value) -> Option<Value> {
-    Some(json!({"name": "uniform-noise", "norm": attack.get("norm")?, "epsilon": attack.get("epsilon")?}))
+fn check_step(step: Option<u32>, attack: &stage_attack::Params) -> Result<(), String> {
+    let steps = attack.attack.build().steps();
+    match step {
+        Some(step) if !steps.contains(&(step as usize)) => {
+            Err(format!("step: the attack has snapshots after {steps:?} steps, none after {step}"))
+        }
+        _ => Ok(()),
+    }
 }
 
-fn cost(typed: &stage_attack::Params, params: &Value, images: Option<u64>) -> Cost {
+/// Votes are taken after every snapshot, and by the attack `none` before it too.
+fn cost(params: &stage_attack::Params, images: Option<u64>) -> Cost {
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
-    let (_, backward) = typed.attack.queries();
-    let rounds = if params["attack"]["name"] == "none" { 2 } else { 1 };
-    Cost { gradient_queries: images * backward, votes: images * rounds * u64::from(typed.votes.draws), ..Cost::default() }
+    let attack = params.attack.build();
+    let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
+    Cost {
+        gradient_queries: images * attack.cost().backward,
+        votes: images * rounds * u64::from(params.votes.draws),
+        ..Cost::default()
+    }
 }
 
 fn folder(address: &str) -> String {

@@ -137,7 +137,8 @@ pub struct Point {
 
 /// Targets of the Makefile, which a pipeline cannot be called.
 const TAKEN: [&str; 14] = [
-    "all", "build", "clean", "clippy", "cost", "data", "gc", "help", "inspect", "lint", "list", "plan", "test", "verify",
+    "all", "build", "clean", "clippy", "cost", "data", "gc", "help", "inspect", "lint", "list", "plan", "test",
+    "verify",
 ];
 
 impl Pipeline {
@@ -148,10 +149,9 @@ impl Pipeline {
     pub fn read(path: &Path, scale: Scale) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Self::parse(&text, &name, scale).map_err(|reason| Error::File { path: path.into(), reason }).map(|pipeline| Self {
-            path: path.into(),
-            ..pipeline
-        })
+        Self::parse(&text, &name, scale)
+            .map_err(|reason| Error::File { path: path.into(), reason })
+            .map(|pipeline| Self { path: path.into(), ..pipeline })
     }
 
     fn parse(text: &str, name: &str, scale: Scale) -> Result<Self, String> {
@@ -368,7 +368,8 @@ mod tests {
     #[test]
     fn another_variant_replaces_and_the_same_refines() {
         let base = table(json!({"defense": {"name": "rotation", "degrees": 90}, "votes": {"draws": 500}}));
-        let refined = merged(&base, &table(json!({"defense": {"name": "rotation", "padding": 1}, "votes": {"stop": 2}})));
+        let refined =
+            merged(&base, &table(json!({"defense": {"name": "rotation", "padding": 1}, "votes": {"stop": 2}})));
         assert_eq!(refined["defense"], json!({"name": "rotation", "degrees": 90, "padding": 1}));
         assert_eq!(refined["votes"], json!({"draws": 500, "stop": 2}));
         let replaced = merged(&base, &table(json!({"defense": {"name": "gaussian-noise", "sigma": 0.5}})));

@@ -93,7 +93,8 @@ impl Jobs {
         let Wanted { stage, revision, slug, params, inputs, files, parts, cost } = wanted;
         let params = sorted(&params);
         let identity = json!([stage, revision, params, inputs]).to_string();
-        let hash: String = Sha256::digest(identity.as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let hash: String =
+            Sha256::digest(identity.as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         let address = format!("{stage}/{slug}--{hash}");
         match self.identities.get(&address) {
             Some((_, known)) if *known == identity => {}

@@ -49,8 +49,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.gc {
         return collect();
     }
-    let options =
-        Options { scale: arguments.scale, shards: arguments.shards, data_root: arguments.data_root.clone() };
+    let options = Options { scale: arguments.scale, shards: arguments.shards, data_root: arguments.data_root.clone() };
     let folder = arguments.pipelines[0].parent().map(|folder| folder.join("sources")).unwrap_or_default();
     let plan = Plan::new(&arguments.pipelines, &Sources::read(&folder)?, &options)?;
     if let Some(name) = &arguments.list {

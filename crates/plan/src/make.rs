@@ -7,7 +7,7 @@ use std::{
 };
 
 use stage::Stage;
-use stage_report::Report;
+use stage_report::Report as ReportStage;
 
 use crate::{Cost, Error, Job, Options, Plan, Result, Work, jobs::sorted};
 
@@ -63,7 +63,7 @@ pub fn fragment(plan: &Plan, options: &Options) -> Result<String> {
             Ok(work) => text.push_str(&report_rule(plan, name, work, options)),
             Err(reason) => {
                 let reason = reason.replace('\'', "").replace('$', "$$").replace('\n', " ");
-                writeln!(text, ".PHONY: {name}\n{name}:\n\t@echo '{name}: {reason}' >&2; exit 1").expect("as above");
+                writeln!(text, "{name}:\n\t@echo '{name}: {reason}' >&2; exit 1").expect("as above");
             }
         }
     }
@@ -79,7 +79,7 @@ fn report_rule(plan: &Plan, name: &str, work: &Work, options: &Options) -> Strin
     let inputs = outputs(plan, &work.inputs).join(" ");
     let params = report_parameters(name, options);
     let command = report_command(MAKE, plan, name, work, options);
-    format!(".PHONY: {name}\n{name}: {out}\n{out}: {params} {inputs} | build\n\t{command}\n")
+    format!("{name}: {out}\n{out}: {params} {inputs} | build\n\t{command}\n")
 }
 
 /// Parameters are order-only prerequisites: their content is in the address, so their time says nothing.
@@ -122,7 +122,7 @@ fn command(words: Words, plan: &Plan, job: &Job, shard: usize, options: &Options
 fn report_command(words: Words, plan: &Plan, name: &str, work: &Work, options: &Options) -> String {
     let inputs = outputs(plan, &work.inputs).join(" ");
     let (params, out) = (report_parameters(name, options), report_path(name, options));
-    format!("{}{} --params {params} --out {out} {inputs}", words.bin, Report::NAME)
+    format!("{}{} --params {params} --out {out} {inputs}", words.bin, ReportStage::NAME)
 }
 
 /// The commands of one pipeline, one per line; a blank line wherever all above must end before any below starts.
@@ -196,7 +196,8 @@ pub fn garbage(root: &Path) -> Result<Vec<PathBuf>> {
             named.extend(text.split_whitespace().map(|word| word.trim_end_matches(':').to_owned()));
         }
     }
-    let folders: BTreeSet<&str> = named.iter().filter_map(|path| path.rsplit_once('/')).map(|(folder, _)| folder).collect();
+    let folders: BTreeSet<&str> =
+        named.iter().filter_map(|path| path.rsplit_once('/')).map(|(folder, _)| folder).collect();
     let name = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
     let mut garbage = Vec::new();
     for stage in ["sample", "finetune", "attack", "theory"] {
@@ -205,7 +206,9 @@ pub fn garbage(root: &Path) -> Result<Vec<PathBuf>> {
                 garbage.push(folder);
                 continue;
             }
-            let part = |path: &Path| path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('.').next()).map(str::to_owned);
+            let part = |path: &Path| {
+                path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('.').next()).map(str::to_owned)
+            };
             garbage.extend(entries(&folder)?.into_iter().filter(|path| {
                 part(path).is_some_and(|part| {
                     part.starts_with("part-") && !named.contains(&format!("{}/{part}.parquet", name(&folder)))
@@ -242,7 +245,7 @@ fn parameters(job: &Job, options: &Options) -> String {
 
 /// The revision is in the name: a report that would read differently is made again.
 fn report_parameters(name: &str, options: &Options) -> String {
-    format!("data/plan/{}/report--{name}--r{}.json", options.scale.name(), Report::REVISION)
+    format!("data/plan/{}/report--{name}--r{}.json", options.scale.name(), ReportStage::REVISION)
 }
 
 fn report_path(name: &str, options: &Options) -> String {
@@ -284,13 +287,24 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         };
-        write("data/plan/demo/plan.mk", "data/attack/a--1/part-0-of-1.parquet: data/finetune/n--1/part-0-of-1.parquet | data/plan/demo/attack--a--1.json build\n");
-        for kept in ["attack/a--1/part-0-of-1.parquet", "attack/a--1/part-0-of-1.timing.parquet", "finetune/n--1/epoch-001.safetensors"] {
+        write(
+            "data/plan/demo/plan.mk",
+            "data/attack/a--1/part-0-of-1.parquet: data/finetune/n--1/part-0-of-1.parquet | data/plan/demo/attack--a--1.json build\n",
+        );
+        for kept in [
+            "attack/a--1/part-0-of-1.parquet",
+            "attack/a--1/part-0-of-1.timing.parquet",
+            "finetune/n--1/epoch-001.safetensors",
+        ] {
             write(&format!("data/{kept}"), "");
         }
         write("data/plan/demo/attack--a--1.json", "");
         assert_eq!(garbage(root.path()).unwrap(), Vec::<PathBuf>::new());
-        let gone = ["attack/a--1/part-0-of-2.parquet", "attack/a--1/part-0-of-2.timing.parquet", "plan/demo/attack--a--2.json"];
+        let gone = [
+            "attack/a--1/part-0-of-2.parquet",
+            "attack/a--1/part-0-of-2.timing.parquet",
+            "plan/demo/attack--a--2.json",
+        ];
         for gone in gone {
             write(&format!("data/{gone}"), "");
         }
