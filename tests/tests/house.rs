@@ -1,0 +1,5 @@
+//! The whole pipeline, its plans, and the rules of the house.
+
+mod plans;
+mod smoke;
+mod tidy;

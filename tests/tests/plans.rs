@@ -1,0 +1,182 @@
+//! Pipeline files to plans: every file at every scale, addresses, and what a typo is told.
+
+use std::{fs, path::PathBuf};
+
+use pipeline_tests::{Project, pipelines, root};
+use plan::{Options, Plan, Scale, Sources, make};
+
+fn options(scale: Scale) -> Options {
+    Options { scale, shards: 1, data_root: None }
+}
+
+fn sources() -> Sources {
+    Sources::read(&root().join("pipelines/sources")).unwrap()
+}
+
+/// The plan of the pipeline `name` after `changes` to its text.
+fn changed(name: &str, scale: Scale, changes: &[(&str, &str)]) -> plan::Result<Plan> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut text = fs::read_to_string(root().join(format!("pipelines/{name}.toml"))).unwrap();
+    for (from, to) in changes {
+        assert!(text.contains(from), "{name}.toml no longer holds `{from}`");
+        text = text.replace(from, to);
+    }
+    let path = folder.path().join(format!("{name}.toml"));
+    fs::write(&path, text).unwrap();
+    Plan::new(&[path], &sources(), &options(scale))
+}
+
+fn addresses(plan: &Plan) -> Vec<String> {
+    plan.jobs.all().iter().map(|job| job.address.clone()).collect()
+}
+
+#[test]
+fn every_pipeline_plans_at_every_scale_without_local_data() {
+    let mut table1 = 0;
+    for scale in Scale::ALL {
+        let plan = Plan::new(&pipelines(), &sources(), &options(scale)).unwrap();
+        for report in &plan.reports {
+            let work = report.work.as_ref().unwrap_or_else(|reason| panic!("{} {scale:?}: {reason}", report.name));
+            assert!(!work.inputs.is_empty(), "{}", report.name);
+            table1 += usize::from(report.name == "table1" && work.params.cells.len() == 16);
+        }
+        make::files(&plan, &options(scale)).unwrap();
+    }
+    assert_eq!(table1, 3, "table 1 is 2 goals, 2 attacks, 2 rotations, 2 step sizes at every scale");
+}
+
+#[test]
+fn the_smoke_plan_reads_as_it_did() {
+    let files = [root().join("pipelines/smoke.toml")];
+    let options = Options { shards: 2, ..options(Scale::Demo) };
+    let plan = Plan::new(&files, &sources(), &options).unwrap();
+    insta::assert_snapshot!("smoke-rules", make::fragment(&plan, &options).unwrap());
+    insta::assert_snapshot!("smoke-list", make::list(&plan, "smoke", &options).unwrap());
+    insta::assert_snapshot!("smoke-costs", make::costs(&plan));
+    let attack = plan.jobs.all().iter().find(|job| job.address.contains("rotation--pgd")).unwrap();
+    insta::assert_json_snapshot!("smoke-attack", attack.params);
+    let finetune = plan.jobs.all().iter().find(|job| job.stage == "finetune").unwrap();
+    insta::assert_json_snapshot!("smoke-finetune", finetune.params);
+    insta::assert_json_snapshot!("smoke-report", plan.report("smoke").unwrap().params);
+}
+
+#[test]
+fn what_two_pipelines_share_runs_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let smoke = root().join("pipelines/smoke.toml");
+    let text = fs::read_to_string(&smoke).unwrap();
+    let other = folder.path().join("other.toml");
+    // One point of another degree: one attack and its two companions are new, samples and network are shared.
+    fs::write(&other, text.replace("title = \"", "title = \"Other: ").replace("degrees = 45", "degrees = 30")).unwrap();
+    let alone = Plan::new(std::slice::from_ref(&smoke), &sources(), &options(Scale::Demo)).unwrap();
+    let both = Plan::new(&[smoke, other], &sources(), &options(Scale::Demo)).unwrap();
+    assert_eq!(both.jobs.all().len(), alone.jobs.all().len() + 3);
+    let rules = make::fragment(&both, &options(Scale::Demo)).unwrap();
+    let mut targets: Vec<&str> = rules.lines().filter_map(|line| line.split_once(".parquet: ")).map(|(t, _)| t).collect();
+    let all = targets.len();
+    targets.sort_unstable();
+    targets.dedup();
+    assert_eq!(targets.len(), all, "no rule is written twice");
+}
+
+#[test]
+fn an_address_moves_with_what_moves_numbers_and_with_nothing_else() {
+    let before = addresses(&changed("smoke", Scale::Demo, &[]).unwrap());
+    let same = |changes: &[(&str, &str)]| addresses(&changed("smoke", Scale::Demo, changes).unwrap()) == before;
+    assert!(same(&[("degrees = 45", "degrees = 45.0")]), "a number has many spellings");
+    assert!(same(&[("votes = { draws = 8 }", "votes = { draws = 8, stop = \"majority\" }")]), "a default spelled out");
+    assert!(same(&[("title = \"", "title = \"Another: ")]));
+    assert!(!same(&[("votes = { draws = 8 }", "votes = { draws = 9 }")]));
+    let moved = addresses(&changed("smoke", Scale::Demo, &[("epochs = 1", "epochs = 2")]).unwrap());
+    let kept: Vec<&String> = moved.iter().filter(|address| before.contains(address)).collect();
+    assert!(kept.iter().all(|address| address.starts_with("sample/")), "what rests on other weights is other work");
+    assert_eq!(kept.len(), 2);
+    let rooted = Options { data_root: Some(PathBuf::from("elsewhere")), shards: 5, ..options(Scale::Demo) };
+    let files = [root().join("pipelines/smoke.toml")];
+    assert_eq!(addresses(&Plan::new(&files, &sources(), &rooted).unwrap()), before, "where and how wide is no parameter");
+}
+
+#[test]
+fn snapshots_of_one_run_are_one_job() {
+    let plan = changed("smoke", Scale::Demo, &[]).unwrap();
+    let cells = &plan.report("smoke").unwrap().params.cells;
+    let of = |label: &str| -> Vec<_> { cells.iter().filter(|cell| cell.at["defense"] == label).collect() };
+    let [one, two] = of("rotation")[..] else { panic!("two steps") };
+    assert_eq!((one.step, two.step), (Some(1), Some(2)));
+    assert_eq!((&one.attack, &one.none, &one.noise), (&two.attack, &two.none, &two.noise));
+    assert!(one.attack.contains("pgd") && one.none.contains("none") && one.noise.contains("uniform-noise"));
+}
+
+#[test]
+fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
+    let tuning = "[base.finetuning]\nsample = { source = \"embedded-train\", limit = 64 }\nepochs = 1\nbatch = 32\n[base.training]";
+    let plan = changed("smoke", Scale::Demo, &[("[base.training]", tuning), ("seed = 1\n", "seed = 1\nfinetuned = true\n")]).unwrap();
+    let networks: Vec<_> = plan.jobs.all().iter().filter(|job| job.stage == "finetune").collect();
+    assert_eq!(networks.len(), 3, "one trained, one fine-tuned per defense");
+    let base = networks.iter().find(|job| job.params["init"]["name"] == "fresh").unwrap();
+    for tuned in networks.iter().filter(|job| job.params["init"]["name"] == "finetuned") {
+        assert!(tuned.inputs.contains(&base.address));
+        assert_ne!(tuned.params["defense"]["name"], "none");
+    }
+}
+
+#[test]
+fn typos_and_impossible_cells_are_told_the_file_the_cell_and_the_accepted_names() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("defense.degrees = 90", "defense.degree = 90", &["table1.toml", "cell", "rotation=\"+-90 degrees (text)\"", "defense", "unknown field `degree`", "`degrees`"]),
+        ("name = \"rotation\", degrees", "name = \"rotaton\", degrees", &["defense", "unknown variant `rotaton`", "`gaussian-noise`", "`rotation`"]),
+        ("name = \"pgd\"", "name = \"pdg\"", &["attack", "unknown variant `pdg`", "`pgd`"]),
+        ("eps = \"8/255\"", "epsilon = \"8/255\"", &["attack", "unknown field `epsilon`", "`eps`"]),
+        ("eps = \"8/255\"", "eps = \"8/0\"", &["attack", "8/0"]),
+        ("votes = { draws = 50", "votes = { draw = 50", &["votes", "unknown field `draw`", "`draws`"]),
+        ("votes = { draws = 50", "vote = { draws = 50", &["unknown field `vote`", "`votes`"]),
+        ("protocol = \"paper-text\"", "protocol = \"paper\"", &["protocol", "unknown variant `paper`", "`paper-text`", "`authors-code`", "`corrected`"]),
+        ("epochs = 12", "epoch = 12", &["training", "unknown field `epoch`", "`epochs`"]),
+        ("batch = 64", "batch = 0", &["training.batch"]),
+        ("epoch = \"best\"", "epoch = \"bset\"", &["epoch", "best, last or a number"]),
+        ("source = \"embedded-test\"", "source = \"embeded\"", &["sample.source", "unknown images `embeded`", "`embedded-test`", "`cifar10-test`"]),
+        ("limit = 100", "limits = 100", &["sample", "unknown field `limits`", "`limit`"]),
+        ("name = \"cifar-resnet\"\ndepth = 8", "name = \"cifar-resnet\"\ndepth = 9", &["model", "depth"]),
+        ("name = \"cifar-resnet\"\ndepth = 8", "name = \"resnext\"\ndepth = 8", &["model", "unknown variant `resnext`", "`cifar-resnet`"]),
+        ("class = 9", "class = 10", &["goal.class", "0 to 9"]),
+        ("name = \"targeted\"", "name = \"target\"", &["goal", "unknown variant `target`", "`untargeted`", "`targeted`"]),
+        ("rule = { name = \"majority\" }", "rule = { name = \"median\" }", &["unknown variant `median`", "`majority`"]),
+        ("rule = { name = \"majority\" }", "rule = { name = \"majority\", n = 51 }", &["votes.draws", "51"]),
+        ("rule = { name = \"majority\" }", "rule = { name = \"mean-logits\" }", &["keep_logits"]),
+        ("value = \"attack_success_rate\"", "value = \"asr\"", &["unknown variant `asr`", "`attack_success_rate`"]),
+        ("[base.training]\nsample", "[base.finetuning]\nsample", &["training", "[base.training]"]),
+    ];
+    for (from, to, expected) in cases {
+        let error = match changed("table1", Scale::Demo, &[(from, to)]) {
+            Ok(_) => panic!("`{to}` was accepted"),
+            Err(error) => error.to_string(),
+        };
+        for part in *expected {
+            assert!(error.contains(part), "`{to}` should be told of `{part}`, not:\n{error}");
+        }
+        assert!(error.contains("table1.toml"), "{error}");
+    }
+    let weights = changed("table1", Scale::Cifar10, &[("cifar10-resnet20\", otherwise", "cifar10-resnet21\", otherwise")]);
+    assert!(weights.unwrap_err().to_string().contains("unknown weights `cifar10-resnet21`"));
+    let model = changed("table1", Scale::Paper, &[("name = \"resnet\", depth = 50", "name = \"resnet\", depth = 34")]);
+    assert!(model.unwrap_err().to_string().contains("the weights belong to"));
+    let step = changed("smoke", Scale::Demo, &[("{ step = 2 }", "{ step = 3 }")]);
+    assert!(step.unwrap_err().to_string().contains("none after 3"));
+}
+
+#[test]
+fn what_a_machine_lacks_stops_only_the_pipeline_that_needs_it() {
+    let project = Project::new();
+    let smoke = fs::read_to_string(root().join("pipelines/smoke.toml")).unwrap();
+    project.write("pipelines/mine.toml", smoke.replace("embedded-test", "mine"));
+    project.write("pipelines/sources/mine.toml", "[[images.mine.from]]\nname = \"parquet\"\nfiles = [\"mine.parquet\"]\nimage = \"image\"\nlabel = \"label\"\n");
+    assert_eq!(project.missing(&["smoke"]).len(), 10, "2 samples, 1 network, 6 attacks, 1 report");
+    let told = project.failure(&["mine"]);
+    assert!(told.contains("images `mine` are not at hand: set DATA_ROOT to a folder that holds mine.parquet"), "{told}");
+    let told = project.failure(&["mine", "DATA_ROOT=here"]);
+    assert!(told.contains("put mine.parquet below DATA_ROOT=here"), "{told}");
+    project.write("here/mine.parquet", "");
+    let missing = project.missing(&["mine", "DATA_ROOT=here"]);
+    assert_eq!(missing.len(), 10);
+    assert!(project.output(&["-n", "mine", "DATA_ROOT=here"]).contains(" --data-root here "));
+}
