@@ -87,7 +87,9 @@ impl Project {
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut make = Command::new("make");
-        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "SCALE", "DATA_ROOT", "SHARDS", "RUN", "DEVICE", "CARGOFLAGS"] {
+        for variable in
+            ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "SCALE", "DATA_ROOT", "SHARDS", "RUN", "DEVICE", "CARGOFLAGS"]
+        {
             make.env_remove(variable);
         }
         make.current_dir(self.path()).args(arguments).arg("BUILD=").arg(format!("BIN={}", binaries().display()));
@@ -131,7 +133,8 @@ impl Project {
     #[must_use]
     pub fn missing(&self, arguments: &[&str]) -> Vec<String> {
         let text = self.output(&[&["-n"], arguments].concat());
-        let out = |line: &str| line.split_once(" --out ").and_then(|(_, rest)| rest.split(' ').next()).map(str::to_owned);
+        let out =
+            |line: &str| line.split_once(" --out ").and_then(|(_, rest)| rest.split(' ').next()).map(str::to_owned);
         text.lines().filter_map(out).collect()
     }
 

@@ -72,7 +72,8 @@ fn what_two_pipelines_share_runs_once() {
     let both = Plan::new(&[smoke, other], &sources(), &options(Scale::Demo)).unwrap();
     assert_eq!(both.jobs.all().len(), alone.jobs.all().len() + 3);
     let rules = make::fragment(&both, &options(Scale::Demo)).unwrap();
-    let mut targets: Vec<&str> = rules.lines().filter_map(|line| line.split_once(".parquet: ")).map(|(t, _)| t).collect();
+    let mut targets: Vec<&str> =
+        rules.lines().filter_map(|line| line.split_once(".parquet: ")).map(|(t, _)| t).collect();
     let all = targets.len();
     targets.sort_unstable();
     targets.dedup();
@@ -93,7 +94,11 @@ fn an_address_moves_with_what_moves_numbers_and_with_nothing_else() {
     assert_eq!(kept.len(), 2);
     let rooted = Options { data_root: Some(PathBuf::from("elsewhere")), shards: 5, ..options(Scale::Demo) };
     let files = [root().join("pipelines/smoke.toml")];
-    assert_eq!(addresses(&Plan::new(&files, &sources(), &rooted).unwrap()), before, "where and how wide is no parameter");
+    assert_eq!(
+        addresses(&Plan::new(&files, &sources(), &rooted).unwrap()),
+        before,
+        "where and how wide is no parameter"
+    );
 }
 
 #[test]
@@ -110,7 +115,9 @@ fn snapshots_of_one_run_are_one_job() {
 #[test]
 fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
     let tuning = "[base.finetuning]\nsample = { source = \"embedded-train\", limit = 64 }\nepochs = 1\nbatch = 32\n[base.training]";
-    let plan = changed("smoke", Scale::Demo, &[("[base.training]", tuning), ("seed = 1\n", "seed = 1\nfinetuned = true\n")]).unwrap();
+    let plan =
+        changed("smoke", Scale::Demo, &[("[base.training]", tuning), ("seed = 1\n", "seed = 1\nfinetuned = true\n")])
+            .unwrap();
     let networks: Vec<_> = plan.jobs.all().iter().filter(|job| job.stage == "finetune").collect();
     assert_eq!(networks.len(), 3, "one trained, one fine-tuned per defense");
     let base = networks.iter().find(|job| job.params["init"]["name"] == "fresh").unwrap();
@@ -123,23 +130,54 @@ fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
 #[test]
 fn typos_and_impossible_cells_are_told_the_file_the_cell_and_the_accepted_names() {
     let cases: &[(&str, &str, &[&str])] = &[
-        ("defense.degrees = 90", "defense.degree = 90", &["table1.toml", "cell", "rotation=\"+-90 degrees (text)\"", "defense", "unknown field `degree`", "`degrees`"]),
-        ("name = \"rotation\", degrees", "name = \"rotaton\", degrees", &["defense", "unknown variant `rotaton`", "`gaussian-noise`", "`rotation`"]),
+        (
+            "defense.degrees = 90",
+            "defense.degree = 90",
+            &[
+                "table1.toml",
+                "cell",
+                "rotation=\"+-90 degrees (text)\"",
+                "defense",
+                "unknown field `degree`",
+                "`degrees`",
+            ],
+        ),
+        (
+            "name = \"rotation\", degrees",
+            "name = \"rotaton\", degrees",
+            &["defense", "unknown variant `rotaton`", "`gaussian-noise`", "`rotation`"],
+        ),
         ("name = \"pgd\"", "name = \"pdg\"", &["attack", "unknown variant `pdg`", "`pgd`"]),
         ("eps = \"8/255\"", "epsilon = \"8/255\"", &["attack", "unknown field `epsilon`", "`eps`"]),
         ("eps = \"8/255\"", "eps = \"8/0\"", &["attack", "8/0"]),
         ("votes = { draws = 50", "votes = { draw = 50", &["votes", "unknown field `draw`", "`draws`"]),
         ("votes = { draws = 50", "vote = { draws = 50", &["unknown field `vote`", "`votes`"]),
-        ("protocol = \"paper-text\"", "protocol = \"paper\"", &["protocol", "unknown variant `paper`", "`paper-text`", "`authors-code`", "`corrected`"]),
+        (
+            "protocol = \"paper-text\"",
+            "protocol = \"paper\"",
+            &["protocol", "unknown variant `paper`", "`paper-text`", "`authors-code`", "`corrected`"],
+        ),
         ("epochs = 12", "epoch = 12", &["training", "unknown field `epoch`", "`epochs`"]),
         ("batch = 64", "batch = 0", &["training.batch"]),
         ("epoch = \"best\"", "epoch = \"bset\"", &["epoch", "best, last or a number"]),
-        ("source = \"embedded-test\"", "source = \"embeded\"", &["sample.source", "unknown images `embeded`", "`embedded-test`", "`cifar10-test`"]),
+        (
+            "source = \"embedded-test\"",
+            "source = \"embeded\"",
+            &["sample.source", "unknown images `embeded`", "`embedded-test`", "`cifar10-test`"],
+        ),
         ("limit = 100", "limits = 100", &["sample", "unknown field `limits`", "`limit`"]),
         ("name = \"cifar-resnet\"\ndepth = 8", "name = \"cifar-resnet\"\ndepth = 9", &["model", "depth"]),
-        ("name = \"cifar-resnet\"\ndepth = 8", "name = \"resnext\"\ndepth = 8", &["model", "unknown variant `resnext`", "`cifar-resnet`"]),
+        (
+            "name = \"cifar-resnet\"\ndepth = 8",
+            "name = \"resnext\"\ndepth = 8",
+            &["model", "unknown variant `resnext`", "`cifar-resnet`"],
+        ),
         ("class = 9", "class = 10", &["goal.class", "0 to 9"]),
-        ("name = \"targeted\"", "name = \"target\"", &["goal", "unknown variant `target`", "`untargeted`", "`targeted`"]),
+        (
+            "name = \"targeted\"",
+            "name = \"target\"",
+            &["goal", "unknown variant `target`", "`untargeted`", "`targeted`"],
+        ),
         ("rule = { name = \"majority\" }", "rule = { name = \"median\" }", &["unknown variant `median`", "`majority`"]),
         ("rule = { name = \"majority\" }", "rule = { name = \"majority\", n = 51 }", &["votes.draws", "51"]),
         ("rule = { name = \"majority\" }", "rule = { name = \"mean-logits\" }", &["keep_logits"]),
@@ -156,7 +194,8 @@ fn typos_and_impossible_cells_are_told_the_file_the_cell_and_the_accepted_names(
         }
         assert!(error.contains("table1.toml"), "{error}");
     }
-    let weights = changed("table1", Scale::Cifar10, &[("cifar10-resnet20\", otherwise", "cifar10-resnet21\", otherwise")]);
+    let weights =
+        changed("table1", Scale::Cifar10, &[("cifar10-resnet20\", otherwise", "cifar10-resnet21\", otherwise")]);
     assert!(weights.unwrap_err().to_string().contains("unknown weights `cifar10-resnet21`"));
     let model = changed("table1", Scale::Paper, &[("name = \"resnet\", depth = 50", "name = \"resnet\", depth = 34")]);
     assert!(model.unwrap_err().to_string().contains("the weights belong to"));
@@ -169,10 +208,16 @@ fn what_a_machine_lacks_stops_only_the_pipeline_that_needs_it() {
     let project = Project::new();
     let smoke = fs::read_to_string(root().join("pipelines/smoke.toml")).unwrap();
     project.write("pipelines/mine.toml", smoke.replace("embedded-test", "mine"));
-    project.write("pipelines/sources/mine.toml", "[[images.mine.from]]\nname = \"parquet\"\nfiles = [\"mine.parquet\"]\nimage = \"image\"\nlabel = \"label\"\n");
+    project.write(
+        "pipelines/sources/mine.toml",
+        "[[images.mine.from]]\nname = \"parquet\"\nfiles = [\"mine.parquet\"]\nimage = \"image\"\nlabel = \"label\"\n",
+    );
     assert_eq!(project.missing(&["smoke"]).len(), 10, "2 samples, 1 network, 6 attacks, 1 report");
     let told = project.failure(&["mine"]);
-    assert!(told.contains("images `mine` are not at hand: set DATA_ROOT to a folder that holds mine.parquet"), "{told}");
+    assert!(
+        told.contains("images `mine` are not at hand: set DATA_ROOT to a folder that holds mine.parquet"),
+        "{told}"
+    );
     let told = project.failure(&["mine", "DATA_ROOT=here"]);
     assert!(told.contains("put mine.parquet below DATA_ROOT=here"), "{told}");
     project.write("here/mine.parquet", "");

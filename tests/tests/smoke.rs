@@ -1,6 +1,8 @@
 //! `make smoke` as a user runs it: once, again, after deletions, in other shards, at other scales, killed.
 
-use std::{collections::BTreeMap, fs, os::unix::process::CommandExt as _, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeMap, fs, os::unix::process::CommandExt as _, path::PathBuf, process::Stdio, time::Duration,
+};
 
 use artifact::{AttackRow, FinetuneRow, ReportRow};
 use pipeline_tests::Project;
@@ -59,7 +61,11 @@ fn a_deleted_part_is_made_again_with_the_report_and_nothing_else() {
 fn lost_parameters_come_back_without_any_work() {
     let project = Project::finished();
     fs::remove_dir_all(project.path().join("data/plan")).unwrap();
-    assert_eq!(project.missing(&["smoke"]), ["data/report/demo/smoke.parquet"], "parameters are order-only but a report's");
+    assert_eq!(
+        project.missing(&["smoke"]),
+        ["data/report/demo/smoke.parquet"],
+        "parameters are order-only but a report's"
+    );
 }
 
 #[test]
@@ -71,7 +77,10 @@ fn one_shard_and_three_give_the_same_rows_and_gc_removes_the_old_ones() {
     assert!(one.len() >= 16 * 6);
     assert_eq!(one, three);
     let removed = project.output(&["gc"]);
-    assert!(removed.contains("part-0-of-1.parquet") && !removed.contains("of-3") && !removed.contains("finetune"), "{removed}");
+    assert!(
+        removed.contains("part-0-of-1.parquet") && !removed.contains("of-3") && !removed.contains("finetune"),
+        "{removed}"
+    );
     assert!(project.output(&["smoke", "SHARDS=3"]).contains("Nothing to be done"));
     assert_eq!(project.missing(&["smoke", "SHARDS=1"]).len(), 7, "six attacks and the report");
 }
@@ -141,7 +150,12 @@ fn local_images_and_weights_are_a_toml_file_away() {
     };
     assert_eq!(rates("mine"), rates("smoke"));
     let later = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
-    fs::File::options().append(true).open(project.path().join("mine/images.parquet")).unwrap().set_modified(later).unwrap();
+    fs::File::options()
+        .append(true)
+        .open(project.path().join("mine/images.parquet"))
+        .unwrap()
+        .set_modified(later)
+        .unwrap();
     assert!(!project.missing(&["mine", "DATA_ROOT=mine"]).is_empty(), "a newer local file is read again");
     assert!(project.output(&["smoke"]).contains("Nothing to be done"));
 }
@@ -153,7 +167,9 @@ fn help_lists_targets_variables_and_pipelines_without_building() {
     for word in ["build", "test", "lint", "inspect", "verify", "cost", "gc", "clean", "all"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{word} "))), "{word}:\n{help}");
     }
-    for word in ["SCALE", "DATA_ROOT", "SHARDS", "RUN", "DEVICE", "BIN", "CARGOFLAGS", "demo", "table1", "theory", "smoke"] {
+    for word in
+        ["SCALE", "DATA_ROOT", "SHARDS", "RUN", "DEVICE", "BIN", "CARGOFLAGS", "demo", "table1", "theory", "smoke"]
+    {
         assert!(help.contains(word), "{word}:\n{help}");
     }
     assert!(!project.path().join("data").exists());

@@ -19,7 +19,9 @@ fn allowed() -> BTreeMap<String, String> {
     let row = |line: &str| {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         match cells[..] {
-            [name, _, imports] if name.starts_with('`') => Some((name.trim_matches('`').to_owned(), imports.to_owned())),
+            [name, _, imports] if name.starts_with('`') => {
+                Some((name.trim_matches('`').to_owned(), imports.to_owned()))
+            }
             _ => None,
         }
     };
@@ -30,8 +32,11 @@ fn allowed() -> BTreeMap<String, String> {
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    let output =
-        command.current_dir(root()).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).output().unwrap();
+    let output = command
+        .current_dir(root())
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .output()
+        .unwrap();
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     let name = |value: &serde_json::Value| value["name"].as_str().unwrap().to_owned();
@@ -79,7 +84,8 @@ fn every_crate_is_described() {
 #[test]
 fn all_chance_comes_from_a_key() {
     // Clippy forbids these too (clippy.toml), but not in macros, and not where a lint is switched off.
-    let forbidden = ["::randn(", "::rand(", "rand_like(", "randn_like(", "thread_rng", "SystemTime::now", "Dropout::new"];
+    let forbidden =
+        ["::randn(", "::rand(", "rand_like(", "randn_like(", "thread_rng", "SystemTime::now", "Dropout::new"];
     let mut seen = 0;
     for path in sources(&root().join("crates")).into_iter().filter(|path| !path.to_string_lossy().contains("/tests/")) {
         seen += 1;
@@ -119,7 +125,8 @@ fn every_pipeline_says_what_it_shows_and_what_the_paper_claims() {
 #[test]
 fn table_1_claims_what_the_paper_prints() {
     let file: toml::Table = toml::from_str(&read("pipelines/table1.toml")).unwrap();
-    let claim = |claim: &toml::Value| (claim["at"]["goal"].as_str().unwrap().to_owned(), claim["value"].as_float().unwrap());
+    let claim =
+        |claim: &toml::Value| (claim["at"]["goal"].as_str().unwrap().to_owned(), claim["value"].as_float().unwrap());
     let claims: Vec<_> = file["paper"].as_array().unwrap().iter().map(claim).collect();
     let expected = [("untargeted", 1.0), ("untargeted", 1.0), ("targeted", 0.99), ("targeted", 0.99)];
     assert_eq!(claims, expected.map(|(goal, value)| (goal.to_owned(), value)));
@@ -128,16 +135,21 @@ fn table_1_claims_what_the_paper_prints() {
 #[test]
 fn documents_name_targets_that_exist() {
     let makefile = read("Makefile");
-    let mut targets: BTreeSet<String> =
-        makefile.lines().filter_map(|line| line.split_once(": ").or(line.split_once(":"))).map(|(t, _)| t.to_owned()).collect();
+    let mut targets: BTreeSet<String> = makefile
+        .lines()
+        .filter_map(|line| line.split_once(": ").or(line.split_once(":")))
+        .map(|(t, _)| t.to_owned())
+        .collect();
     targets.extend(pipelines().iter().map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()));
     let mut named = BTreeSet::new();
     for path in files(&root(), "md") {
         let text = fs::read_to_string(&path).unwrap();
         for code in text.split('`').skip(1).step_by(2).flat_map(str::lines) {
             let words = code.split_whitespace().skip_while(|word| *word != "make").skip(1);
-            let target = words.take_while(|w| *w != "#").find(|w| !w.contains('=') && !w.starts_with('-') && !w.contains('"'));
-            if let Some(target) = target.filter(|target| target.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')) {
+            let target =
+                words.take_while(|w| *w != "#").find(|w| !w.contains('=') && !w.starts_with('-') && !w.contains('"'));
+            if let Some(target) = target.filter(|target| target.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'))
+            {
                 let invented = target.starts_with("your-") || target.starts_with("my-");
                 assert!(invented || targets.contains(target), "{}: `make {target}` does not exist", path.display());
                 named.insert(target.to_owned());
@@ -162,10 +174,14 @@ fn schemas_are_documented_column_by_column() {
         (artifact::TimingRow::KIND, artifact::TimingRow::schema()),
     ];
     for (kind, schema) in schemas {
-        let (_, rest) = text.split_once(&format!("## {kind}\n")).unwrap_or_else(|| panic!("data/README.md: no `## {kind}`"));
+        let (_, rest) =
+            text.split_once(&format!("## {kind}\n")).unwrap_or_else(|| panic!("data/README.md: no `## {kind}`"));
         let section = rest.split("\n## ").next().unwrap();
-        let documented: Vec<&str> =
-            section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name).collect();
+        let documented: Vec<&str> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .map(|(name, _)| name)
+            .collect();
         let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         assert_eq!(documented, columns, "data/README.md, {kind}");
     }
