@@ -491,17 +491,30 @@ fn folder(address: &str) -> String {
     format!("data/{address}")
 }
 
-/// Leaves of a value by their path.
+/// Leaves of a value by their path; a list of plain values is one leaf, its items as text.
 fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    let nested = |value: &Value| value.is_object() || value.is_array();
     let children: Vec<(String, &Value)> = match value {
         Value::Object(table) => table.iter().map(|(key, value)| (key.clone(), value)).collect(),
-        Value::Array(items) => items.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect(),
+        Value::Array(items) if items.iter().any(nested) => {
+            items.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect()
+        }
         leaf => {
-            into.insert(prefix.trim_end_matches('.').to_owned(), leaf.clone());
+            into.insert(prefix.trim_end_matches('.').to_owned(), plain(leaf));
             return;
         }
     };
     for (key, value) in children {
         flatten(&format!("{prefix}{key}."), value, into);
+    }
+}
+
+/// A leaf as a text or a number.
+fn plain(leaf: &Value) -> Value {
+    let text = |item: &Value| item.as_str().map_or_else(|| item.to_string(), str::to_owned);
+    match leaf {
+        Value::Array(items) if items.len() == 1 => items[0].clone(),
+        Value::Array(items) => Value::String(items.iter().map(text).collect::<Vec<_>>().join(", ")),
+        other => other.clone(),
     }
 }
