@@ -64,7 +64,13 @@ pub fn backward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key], upstream: &Tens
     let (shape, host) = unpack(x, keys)?;
     let (output, above) = unpack(upstream, keys)?;
     if output != kernel.output(shape)? || above.dtype() != host.dtype() {
-        bail!("a gradient {:?} ({:?}) does not fit an input {:?} ({:?})", upstream.dims(), above.dtype(), x.dims(), x.dtype())
+        bail!(
+            "a gradient {:?} ({:?}) does not fit an input {:?} ({:?})",
+            upstream.dims(),
+            above.dtype(),
+            x.dims(),
+            x.dtype()
+        )
     }
     let (both, shapes) = ([&host, &above], [shape, output]);
     match host.dtype() {

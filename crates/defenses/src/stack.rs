@@ -49,7 +49,11 @@ impl Entry for Stack {
             return Err("of = [] picks from nothing: name its transformations, or use `none`".into());
         }
         if self.pick > self.of.len() {
-            return Err(format!("pick = {} must be at most the {} transformations of the stack", self.pick, self.of.len()));
+            return Err(format!(
+                "pick = {} must be at most the {} transformations of the stack",
+                self.pick,
+                self.of.len()
+            ));
         }
         self.of.iter().try_for_each(Spec::check)
     }
@@ -70,7 +74,9 @@ impl Entry for Stack {
 
     fn slug(&self, name: &str) -> String {
         match self.of.as_slice() {
-            few if few.len() <= 3 => few.iter().map(Spec::slug).fold(name.to_owned(), |slug, child| slug + "-" + &child),
+            few if few.len() <= 3 => {
+                few.iter().map(Spec::slug).fold(name.to_owned(), |slug, child| slug + "-" + &child)
+            }
             many => format!("{name}-{}-of-{}", self.picked(), many.len()),
         }
     }

@@ -96,7 +96,8 @@ impl Tally {
             reach < votes || reach == votes && class > usize::from(leader)
         };
         let (before, after) = self.counts.split_at(usize::from(leader));
-        let others = before.iter().enumerate().chain(after.iter().enumerate().skip(1).map(|(i, n)| (before.len() + i, n)));
+        let others =
+            before.iter().enumerate().chain(after.iter().enumerate().skip(1).map(|(i, n)| (before.len() + i, n)));
         others.into_iter().all(safe).then_some(leader)
     }
 }
@@ -159,9 +160,8 @@ mod tests {
             let key = Key::root(17).at(vote);
             // From lopsided to even votes.
             let share = key.at(0).unit();
-            let draws: Vec<u16> = (1..=500)
-                .map(|i| if key.at(i).unit() < share { 4 } else { key.at(i).at(0).below(7) as u16 })
-                .collect();
+            let draws: Vec<u16> =
+                (1..=500).map(|i| if key.at(i).unit() < share { 4 } else { key.at(i).at(0).below(7) as u16 }).collect();
             let mut tally = Tally::new(7, 500);
             let stop = draws.iter().position(|&class| {
                 tally.push(class);
