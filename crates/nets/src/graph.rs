@@ -127,3 +127,45 @@ pub struct Graph {
     /// The number of classes.
     pub classes: usize,
 }
+
+impl Graph {
+    /// Every tensor the graph needs, by name and shape, in order of evaluation; running statistics included.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        self.nodes.iter().flat_map(|node| node.op.parameters()).collect()
+    }
+
+    /// How many nodes read each node; the logits count as read once.
+    #[must_use]
+    pub fn readers(&self) -> Vec<usize> {
+        let mut readers = vec![0; self.nodes.len()];
+        for &input in self.nodes.iter().flat_map(|node| &node.inputs) {
+            readers[input] += 1;
+        }
+        if let Some(last) = readers.last_mut() {
+            *last += 1;
+        }
+        readers
+    }
+}
+
+impl Op {
+    /// The tensors this operation needs, by name and shape.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        match self {
+            Self::Conv(conv) => {
+                let weight = vec![conv.outputs, conv.inputs / conv.groups, conv.kernel, conv.kernel];
+                let bias = conv.bias.then(|| (format!("{}.bias", conv.name), vec![conv.outputs]));
+                std::iter::once((format!("{}.weight", conv.name), weight)).chain(bias).collect()
+            }
+            Self::BatchNorm { name, channels, .. } => ["weight", "bias", "running_mean", "running_var"]
+                .map(|part| (format!("{name}.{part}"), vec![*channels]))
+                .into(),
+            Self::Linear { name, inputs, outputs } => {
+                vec![(format!("{name}.weight"), vec![*outputs, *inputs]), (format!("{name}.bias"), vec![*outputs])]
+            }
+            _ => Vec::new(),
+        }
+    }
+}

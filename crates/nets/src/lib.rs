@@ -1,8 +1,22 @@
 //! Networks as graphs: architectures, weights, and the autograd executor.
+//!
+//! A [`Spec`] names an architecture and gives its [`Graph`]; [`Weights`] come from a file ([`weights::load`], then
+//! [`weights::prepare`]) or from a key ([`weights::initialise`]). [`Network`] runs the two frozen, [`Trainee`] trains
+//! them.
 
+mod fold;
 pub mod graph;
+mod network;
+pub mod ops;
+pub mod spec;
+pub mod train;
+pub mod weights;
 
+pub use fold::fold;
 pub use graph::{Conv, Graph, Id, Node, Op, Padding};
+pub use network::Network;
+pub use spec::Spec;
+pub use train::{AdamW, Trainee};
 
 /// Parameters and running statistics by name.
 pub type Weights = std::collections::BTreeMap<String, candle_core::Tensor>;

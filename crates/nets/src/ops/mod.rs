@@ -1,0 +1,1 @@
+//! Operations with right and quick gradients on the CPU.

@@ -1,0 +1,494 @@
+//! The catalogue of architectures.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Conv, Graph, Id, Node, Op, Padding};
+
+/// Why a specification gives no network; the text names the field and what it accepts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+/// An architecture and its sizes: `{"name": "cifar-resnet", "depth": 20}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum Spec {
+    /// The thin residual networks for 32x32 images.
+    CifarResnet(CifarResnet),
+    /// The residual networks for ImageNet.
+    Resnet(Resnet),
+    /// MobileNetV2.
+    MobilenetV2(MobilenetV2),
+}
+
+/// The residual networks of He et al. 2016, section 4.2: three stages of `(depth - 2) / 6` basic blocks.
+///
+/// Parameter names are those of `akamaster/pytorch_resnet_cifar10`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CifarResnet {
+    /// Layers with weights: `6 n + 2`, as 8, 20, 32, 44, 56 or 110.
+    pub depth: usize,
+    /// Channels of the first stage; doubled in the second and again in the third.
+    #[serde(default = "sixteen")]
+    pub width: usize,
+    /// How a block that changes its shape passes its input on.
+    #[serde(default)]
+    pub shortcut: Shortcut,
+    /// The number of classes.
+    #[serde(default = "ten")]
+    pub classes: usize,
+    /// Subtracted from the pixels, per channel.
+    #[serde(default = "imagenet_mean")]
+    pub mean: [f64; 3],
+    /// What the pixels are then divided by, per channel.
+    #[serde(default = "imagenet_std")]
+    pub std: [f64; 3],
+}
+
+/// The shortcut of a block that changes its shape (He et al. 2016, section 3.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shortcut {
+    /// Every second pixel, and zero channels on both sides: no parameters.
+    #[default]
+    A,
+    /// A 1x1 convolution and batch normalisation.
+    B,
+}
+
+/// The residual networks of He et al. 2016, table 1, with the stride of a bottleneck in its 3x3 convolution, as
+/// torchvision builds them.
+///
+/// Parameter names are torchvision's and timm's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resnet {
+    /// Layers with weights: 18, 34 or 50.
+    pub depth: usize,
+    /// What comes before the first block.
+    #[serde(default)]
+    pub stem: Stem,
+    /// The number of classes.
+    #[serde(default = "thousand")]
+    pub classes: usize,
+    /// Subtracted from the pixels, per channel.
+    #[serde(default = "imagenet_mean")]
+    pub mean: [f64; 3],
+    /// What the pixels are then divided by, per channel.
+    #[serde(default = "imagenet_std")]
+    pub std: [f64; 3],
+}
+
+/// The first layers of a [`Resnet`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stem {
+    /// A 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2.
+    #[default]
+    Imagenet,
+    /// A 3x3 convolution of stride 1, for small images.
+    Cifar,
+}
+
+/// MobileNetV2 (Sandler et al. 2018, table 2).
+///
+/// Parameter names are torchvision's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MobilenetV2 {
+    /// The number of classes.
+    #[serde(default = "thousand")]
+    pub classes: usize,
+    /// Multiplies the channels of every layer, which are then rounded to multiples of 8.
+    #[serde(default = "one")]
+    pub width: f64,
+    /// Where the convolutions of stride 2 pad.
+    #[serde(default)]
+    pub padding: Edges,
+    /// Subtracted from the pixels, per channel.
+    #[serde(default = "imagenet_mean")]
+    pub mean: [f64; 3],
+    /// What the pixels are then divided by, per channel.
+    #[serde(default = "imagenet_std")]
+    pub std: [f64; 3],
+}
+
+/// The padding of the 3x3 convolutions of stride 2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Edges {
+    /// One pixel on each side, as PyTorch's models pad.
+    #[default]
+    Symmetric,
+    /// One pixel below and to the right: TensorFlow's `SAME` wherever a plane's sides are even, as they all are for
+    /// images whose sides are multiples of 32.
+    Same,
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn ten() -> usize {
+    10
+}
+fn sixteen() -> usize {
+    16
+}
+fn thousand() -> usize {
+    1000
+}
+fn imagenet_mean() -> [f64; 3] {
+    [0.485, 0.456, 0.406]
+}
+fn imagenet_std() -> [f64; 3] {
+    [0.229, 0.224, 0.225]
+}
+
+impl Spec {
+    /// The accepted values of `name`.
+    pub const NAMES: [&'static str; 3] = ["cifar-resnet", "resnet", "mobilenet-v2"];
+
+    /// One of each architecture, for tests and documentation.
+    #[must_use]
+    pub fn examples() -> Vec<Self> {
+        let (mean, std) = (imagenet_mean(), imagenet_std());
+        let cifar = CifarResnet { depth: 20, width: 16, shortcut: Shortcut::A, classes: 10, mean, std };
+        vec![
+            Self::CifarResnet(CifarResnet { depth: 8, shortcut: Shortcut::B, ..cifar.clone() }),
+            Self::CifarResnet(cifar),
+            Self::Resnet(Resnet { depth: 18, stem: Stem::Cifar, classes: 10, mean, std }),
+            Self::Resnet(Resnet { depth: 50, stem: Stem::Imagenet, classes: 1000, mean, std }),
+            Self::MobilenetV2(MobilenetV2 { classes: 1000, width: 1.0, padding: Edges::Symmetric, mean, std }),
+        ]
+    }
+
+    /// The number of classes.
+    #[must_use]
+    pub const fn classes(&self) -> usize {
+        match self {
+            Self::CifarResnet(spec) => spec.classes,
+            Self::Resnet(spec) => spec.classes,
+            Self::MobilenetV2(spec) => spec.classes,
+        }
+    }
+
+    /// Mean and standard deviation of the normalisation, per channel in units of pixels.
+    #[must_use]
+    pub const fn normalisation(&self) -> ([f64; 3], [f64; 3]) {
+        match self {
+            Self::CifarResnet(spec) => (spec.mean, spec.std),
+            Self::Resnet(spec) => (spec.mean, spec.std),
+            Self::MobilenetV2(spec) => (spec.mean, spec.std),
+        }
+    }
+
+    /// The network's graph.
+    ///
+    /// # Errors
+    /// If no such network exists: a depth the family lacks, no channels, no classes, or a standard deviation that is
+    /// not positive.
+    pub fn graph(&self) -> Result<Graph, Invalid> {
+        self.check()?;
+        let (mean, std) = self.normalisation();
+        let builder = Builder::new(mean, std);
+        match self {
+            Self::CifarResnet(spec) => spec.build(builder),
+            Self::Resnet(spec) => spec.build(builder),
+            Self::MobilenetV2(spec) => spec.build(builder),
+        }
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
+        if self.classes() < 2 {
+            return Err(Invalid(format!("`classes` is {}: a classifier has at least 2", self.classes())));
+        }
+        let (mean, std) = self.normalisation();
+        if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s <= 0.0) {
+            return Err(Invalid(format!("`mean` {mean:?} must be finite, and `std` {std:?} positive")));
+        }
+        Ok(())
+    }
+}
+
+impl CifarResnet {
+    fn build(&self, mut net: Builder) -> Result<Graph, Invalid> {
+        let (depth, width) = (self.depth, self.width);
+        if depth < 8 || !(depth - 2).is_multiple_of(6) {
+            return Err(Invalid(format!(
+                "no cifar-resnet has depth {depth}: depths are 6 n + 2, as 8, 20, 32, 44, 56 or 110"
+            )));
+        }
+        if !(1..=4096).contains(&width) {
+            return Err(Invalid(format!("`width` is {width}: it must be from 1 to 4096 (the paper's is 16)")));
+        }
+        let mut x = net.conv(net.last(), "conv1", width, 3, 1);
+        x = net.norm(x, "bn1");
+        x = net.relu(x);
+        for stage in 0..3 {
+            for block in 0..(depth - 2) / 6 {
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                x = self.block(&mut net, x, &format!("layer{}.{block}", stage + 1), width << stage, stride);
+            }
+        }
+        Ok(net.head(x, "linear", self.classes))
+    }
+
+    fn block(&self, net: &mut Builder, x: Id, name: &str, outputs: usize, stride: usize) -> Id {
+        let shortcut = match self.shortcut {
+            _ if stride == 1 => x,
+            Shortcut::A => net.subsample(x, outputs, stride),
+            Shortcut::B => net.projection(x, &format!("{name}.shortcut"), outputs, stride),
+        };
+        net.basic(x, shortcut, name, outputs, stride)
+    }
+}
+
+impl Resnet {
+    fn build(&self, mut net: Builder) -> Result<Graph, Invalid> {
+        let (blocks, bottleneck) = match self.depth {
+            18 => ([2, 2, 2, 2], false),
+            34 => ([3, 4, 6, 3], false),
+            50 => ([3, 4, 6, 3], true),
+            depth => return Err(Invalid(format!("no resnet has depth {depth} here: depths are 18, 34 and 50"))),
+        };
+        let mut x = self.stem(&mut net);
+        for (stage, count) in blocks.into_iter().enumerate() {
+            for block in 0..count {
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                let name = format!("layer{}.{block}", stage + 1);
+                let inner = 64 << stage;
+                let outputs = if bottleneck { 4 * inner } else { inner };
+                let changes = stride != 1 || net.channels[x] != outputs;
+                let shortcut =
+                    if changes { net.projection(x, &format!("{name}.downsample"), outputs, stride) } else { x };
+                x = if bottleneck {
+                    net.bottleneck(x, shortcut, &name, inner, stride)
+                } else {
+                    net.basic(x, shortcut, &name, outputs, stride)
+                };
+            }
+        }
+        Ok(net.head(x, "fc", self.classes))
+    }
+
+    fn stem(&self, net: &mut Builder) -> Id {
+        let (kernel, stride) = if self.stem == Stem::Imagenet { (7, 2) } else { (3, 1) };
+        let mut x = net.conv(net.last(), "conv1", 64, kernel, stride);
+        x = net.norm(x, "bn1");
+        x = net.relu(x);
+        if self.stem == Stem::Imagenet {
+            x = net.push(Op::MaxPool { kernel: 3, stride: 2, padding: 1 }, &[x], 64);
+        }
+        x
+    }
+}
+
+impl MobilenetV2 {
+    fn build(&self, mut net: Builder) -> Result<Graph, Invalid> {
+        if !(self.width.is_finite() && 0.0 < self.width && self.width <= 16.0) {
+            return Err(Invalid(format!("`width` is {}: it must be above 0, and at most 16", self.width)));
+        }
+        net.same = self.padding == Edges::Same;
+        let mut x = net.conv(net.last(), "features.0.0", self.channels(32), 3, 2);
+        x = net.norm(x, "features.0.1");
+        x = net.relu6(x);
+        // Expansion, channels, blocks, stride of the first block (table 2 of the paper).
+        let stages =
+            [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
+        let mut feature = 1;
+        for (expansion, channels, blocks, first) in stages {
+            for block in 0..blocks {
+                let stride = if block == 0 { first } else { 1 };
+                let name = format!("features.{feature}.conv");
+                x = net.inverted(x, &name, self.channels(channels), expansion, stride);
+                feature += 1;
+            }
+        }
+        x = net.conv(x, "features.18.0", self.channels(1280).max(1280), 1, 1);
+        x = net.norm(x, "features.18.1");
+        x = net.relu6(x);
+        Ok(net.head(x, "classifier.1", self.classes))
+    }
+
+    /// `channels` times the width, rounded to a multiple of 8 but not down by more than a tenth.
+    fn channels(&self, channels: usize) -> usize {
+        let exact = channels as f64 * self.width;
+        let rounded = ((exact + 4.0) as usize / 8 * 8).max(8);
+        if (rounded as f64) < 0.9 * exact { rounded + 8 } else { rounded }
+    }
+}
+
+/// A graph being built. Each method adds the layers it names after node `x` and answers with the last of them.
+struct Builder {
+    nodes: Vec<Node>,
+    /// The channels of each node.
+    channels: Vec<usize>,
+    /// Whether convolutions of stride 2 pad as TensorFlow's `SAME`.
+    same: bool,
+}
+
+impl Builder {
+    fn new(mean: [f64; 3], std: [f64; 3]) -> Self {
+        let mut net = Self { nodes: vec![], channels: vec![], same: false };
+        net.push(Op::Input, &[], 3);
+        net.push(Op::Normalise { mean: mean.into(), std: std.into() }, &[0], 3);
+        net
+    }
+
+    fn last(&self) -> Id {
+        self.nodes.len() - 1
+    }
+
+    fn push(&mut self, op: Op, inputs: &[Id], channels: usize) -> Id {
+        self.nodes.push(Node { op, inputs: inputs.into() });
+        self.channels.push(channels);
+        self.last()
+    }
+
+    fn conv(&mut self, x: Id, name: &str, outputs: usize, kernel: usize, stride: usize) -> Id {
+        self.grouped(x, name, outputs, kernel, stride, 1)
+    }
+
+    fn grouped(&mut self, x: Id, name: &str, outputs: usize, kernel: usize, stride: usize, groups: usize) -> Id {
+        let padding = if self.same && stride == 2 {
+            Padding { bottom: 1, right: 1, ..Padding::default() }
+        } else {
+            Padding::same(kernel / 2)
+        };
+        let (name, inputs) = (name.to_owned(), self.channels[x]);
+        let conv = Conv { name, inputs, outputs, kernel, stride, padding, groups, bias: false };
+        self.push(Op::Conv(conv), &[x], outputs)
+    }
+
+    fn norm(&mut self, x: Id, name: &str) -> Id {
+        let channels = self.channels[x];
+        self.push(Op::BatchNorm { name: name.to_owned(), channels, eps: 1e-5 }, &[x], channels)
+    }
+
+    fn relu(&mut self, x: Id) -> Id {
+        self.push(Op::Relu, &[x], self.channels[x])
+    }
+
+    fn relu6(&mut self, x: Id) -> Id {
+        self.push(Op::Relu6, &[x], self.channels[x])
+    }
+
+    fn add(&mut self, x: Id, y: Id) -> Id {
+        self.push(Op::Add, &[x, y], self.channels[x])
+    }
+
+    fn subsample(&mut self, x: Id, outputs: usize, stride: usize) -> Id {
+        let added = outputs - self.channels[x];
+        self.push(Op::Subsample { stride, before: added / 2, after: added - added / 2 }, &[x], outputs)
+    }
+
+    /// The shortcut with parameters.
+    fn projection(&mut self, x: Id, name: &str, outputs: usize, stride: usize) -> Id {
+        let x = self.conv(x, &format!("{name}.0"), outputs, 1, stride);
+        self.norm(x, &format!("{name}.1"))
+    }
+
+    /// Two 3x3 convolutions and the shortcut.
+    fn basic(&mut self, x: Id, shortcut: Id, name: &str, outputs: usize, stride: usize) -> Id {
+        let mut x = self.conv(x, &format!("{name}.conv1"), outputs, 3, stride);
+        x = self.norm(x, &format!("{name}.bn1"));
+        x = self.relu(x);
+        x = self.conv(x, &format!("{name}.conv2"), outputs, 3, 1);
+        x = self.norm(x, &format!("{name}.bn2"));
+        x = self.add(x, shortcut);
+        self.relu(x)
+    }
+
+    /// A 1x1, a 3x3 and a 1x1 convolution, and the shortcut.
+    fn bottleneck(&mut self, mut x: Id, shortcut: Id, name: &str, inner: usize, stride: usize) -> Id {
+        for (layer, outputs, kernel, stride) in [(1, inner, 1, 1), (2, inner, 3, stride), (3, 4 * inner, 1, 1)] {
+            x = self.conv(x, &format!("{name}.conv{layer}"), outputs, kernel, stride);
+            x = self.norm(x, &format!("{name}.bn{layer}"));
+            if layer < 3 {
+                x = self.relu(x);
+            }
+        }
+        x = self.add(x, shortcut);
+        self.relu(x)
+    }
+
+    /// An inverted residual: expansion, depthwise convolution, linear projection.
+    fn inverted(&mut self, input: Id, name: &str, outputs: usize, expansion: usize, stride: usize) -> Id {
+        let inputs = self.channels[input];
+        let hidden = inputs * expansion;
+        let mut x = input;
+        if expansion != 1 {
+            x = self.conv(x, &format!("{name}.0.0"), hidden, 1, 1);
+            x = self.norm(x, &format!("{name}.0.1"));
+            x = self.relu6(x);
+        }
+        let at = usize::from(expansion != 1);
+        x = self.grouped(x, &format!("{name}.{at}.0"), hidden, 3, stride, hidden);
+        x = self.norm(x, &format!("{name}.{at}.1"));
+        x = self.relu6(x);
+        x = self.conv(x, &format!("{name}.{}", at + 1), outputs, 1, 1);
+        x = self.norm(x, &format!("{name}.{}", at + 2));
+        if stride == 1 && inputs == outputs { self.add(x, input) } else { x }
+    }
+
+    fn head(mut self, x: Id, name: &str, classes: usize) -> Graph {
+        let inputs = self.channels[x];
+        let x = self.push(Op::GlobalAveragePool, &[x], inputs);
+        self.push(Op::Linear { name: name.to_owned(), inputs, outputs: classes }, &[x], classes);
+        Graph { nodes: self.nodes, classes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(json: &str) -> usize {
+        let spec: Spec = serde_json::from_str(json).unwrap();
+        let graph = spec.graph().unwrap();
+        let trained = graph.parameters().into_iter().filter(|(name, _)| !name.contains("running_"));
+        trained.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    #[test]
+    fn networks_have_the_published_number_of_parameters() {
+        // The tables of He et al. 2016 in full figures (akamaster's README), and torchvision's documentation.
+        assert_eq!(parameters(r#"{"name": "cifar-resnet", "depth": 20}"#), 269_722);
+        assert_eq!(parameters(r#"{"name": "cifar-resnet", "depth": 56}"#), 853_018);
+        assert_eq!(parameters(r#"{"name": "resnet", "depth": 18}"#), 11_689_512);
+        assert_eq!(parameters(r#"{"name": "resnet", "depth": 34}"#), 21_797_672);
+        assert_eq!(parameters(r#"{"name": "resnet", "depth": 50}"#), 25_557_032);
+        assert_eq!(parameters(r#"{"name": "mobilenet-v2"}"#), 3_504_872);
+    }
+
+    #[test]
+    fn specifications_survive_json_and_every_name_has_an_example() {
+        let mut names = Vec::new();
+        for spec in Spec::examples() {
+            let json = serde_json::to_value(&spec).unwrap();
+            names.push(json["name"].as_str().unwrap().to_owned());
+            assert_eq!(serde_json::from_value::<Spec>(json).unwrap(), spec);
+            assert_eq!(spec.graph().unwrap().classes, spec.classes());
+        }
+        names.dedup();
+        assert_eq!(names, Spec::NAMES);
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let typo = serde_json::from_str::<Spec>(r#"{"name": "resnet", "deepth": 18}"#).unwrap_err();
+        assert!(typo.to_string().contains("deepth") && typo.to_string().contains("depth"), "{typo}");
+        for (json, word) in [
+            (r#"{"name": "cifar-resnet", "depth": 21}"#, "6 n + 2"),
+            (r#"{"name": "cifar-resnet", "depth": 2}"#, "6 n + 2"),
+            (r#"{"name": "cifar-resnet", "depth": 20, "width": 0}"#, "width"),
+            (r#"{"name": "resnet", "depth": 101}"#, "50"),
+            (r#"{"name": "resnet", "depth": 18, "classes": 1}"#, "classes"),
+            (r#"{"name": "resnet", "depth": 18, "std": [0.1, 0, 0.1]}"#, "std"),
+            (r#"{"name": "mobilenet-v2", "width": 0}"#, "width"),
+        ] {
+            let error = serde_json::from_str::<Spec>(json).unwrap().graph().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
