@@ -18,7 +18,8 @@ impl Data<'_> {
     /// The images at `positions` as they train in one epoch, `(n, 3, h, w)` in host memory, and their labels.
     pub fn training(&self, epoch: u32, positions: &[usize]) -> Result<(Tensor, Vec<u32>)> {
         let draws: Vec<Draws> = self.draws(epoch, positions);
-        let x = self.batch(positions, |i, pixels, out| self.augment.draw(pixels, self.size(), draws[i].augment(), out))?;
+        let x =
+            self.batch(positions, |i, pixels, out| self.augment.draw(pixels, self.size(), draws[i].augment(), out))?;
         self.finish(x, self.defense, &draws, positions)
     }
 

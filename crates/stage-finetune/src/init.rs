@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn only_the_head_is_replaced_under_any_prefix() {
-        let spec: nets::Spec = serde_json::from_value(json!({"name": "cifar-resnet", "depth": 8, "classes": 3})).unwrap();
+        let spec: nets::Spec =
+            serde_json::from_value(json!({"name": "cifar-resnet", "depth": 8, "classes": 3})).unwrap();
         let graph = spec.graph().unwrap();
         let old = Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap();
         let names = ["module.linear.weight", "module.linear.bias", "module.conv1.weight", "module.nonlinear.weight"];

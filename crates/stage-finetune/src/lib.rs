@@ -95,8 +95,7 @@ impl Job<'_> {
     fn import(&self, images: Option<&Images>, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
         let weights = self.source.weights(&self.graph, self.params)?;
         let (file, sha256) = self.store().save(0, &weights)?;
-        let mut row =
-            FinetuneRow { weights: Some(file), sha256: Some(sha256), best: true, ..store::row(0) };
+        let mut row = FinetuneRow { weights: Some(file), sha256: Some(sha256), best: true, ..store::row(0) };
         if let Some(images) = images {
             self.ctx.announce(&format!("evaluating the imported network on {} images", images.len()));
             let data = self.data(images);
@@ -125,8 +124,7 @@ impl Job<'_> {
 
 /// What later stages need: the network, where its weights came from, and the images it was trained on.
 fn facts(params: &Params, source: &Source, images: Option<&Images>, augment: Augment) -> BTreeMap<String, Value> {
-    let mut facts =
-        BTreeMap::from([("model".to_owned(), json!(params.model)), ("source".to_owned(), source.facts())]);
+    let mut facts = BTreeMap::from([("model".to_owned(), json!(params.model)), ("source".to_owned(), source.facts())]);
     if let Some(images) = images {
         let (height, width) = augment.size(images.height, images.width);
         facts.insert("classes".to_owned(), json!(images.classes));

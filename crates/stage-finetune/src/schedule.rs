@@ -61,8 +61,7 @@ mod tests {
 
     #[test]
     fn the_rate_follows_half_a_cosine_by_epoch() {
-        let training =
-            Training { epochs: 4, learning_rate: 1e-3, min_learning_rate: 1e-4, ..Training::default() };
+        let training = Training { epochs: 4, learning_rate: 1e-3, min_learning_rate: 1e-4, ..Training::default() };
         // torch.optim.lr_scheduler.CosineAnnealingLR(AdamW(lr=1e-3), T_max=4, eta_min=1e-4), see tests/golden/make.py.
         let known = [1e-3, 8.681_980_515_339_464e-4, 5.5e-4, 2.318_019_484_660_536_6e-4];
         for (epoch, known) in (1..).zip(known) {

@@ -178,7 +178,8 @@ impl Run<'_> {
 
     fn report(&self, rows: &[FinetuneRow], seconds: f64) {
         let Some(row) = rows.last() else { return };
-        let percent = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{:.1}%", 100.0 * value));
+        let percent =
+            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{:.1}%", 100.0 * value));
         let validation = row.validation_correct.zip(row.validation_images);
         self.ctx.announce(&format!(
             "epoch {}/{}: loss {:.4}, accuracy {}, validation {}, {seconds:.1} s ({:.0} s left)",
@@ -216,9 +217,9 @@ pub(crate) fn evaluate(
 fn mark(rows: &mut [FinetuneRow], keep: Keep) {
     let last = rows.len() - 1;
     // Of equals the earliest; the network before training does not compete.
-    let best = (1..rows.len()).filter(|&i| rows[i].validation_correct.is_some()).min_by_key(|&i| {
-        (std::cmp::Reverse(rows[i].validation_correct), i)
-    });
+    let best = (1..rows.len())
+        .filter(|&i| rows[i].validation_correct.is_some())
+        .min_by_key(|&i| (std::cmp::Reverse(rows[i].validation_correct), i));
     for (i, row) in rows.iter_mut().enumerate() {
         row.best = Some(i) == best;
         if i != last && !(keep == Keep::Every || keep == Keep::Best && row.best) {
@@ -246,10 +247,7 @@ pub(crate) fn check(training: &Training, data: &Data<'_>, classes: usize) -> Res
         ));
     }
     if images.classes.len() > classes {
-        return Err(format!(
-            "model.classes: the sample has {} classes, the network {classes}",
-            images.classes.len()
-        ));
+        return Err(format!("model.classes: the sample has {} classes, the network {classes}", images.classes.len()));
     }
     Ok(())
 }
