@@ -4,15 +4,13 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, IsTerminal, Write as _},
-    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex},
     time::Instant,
 };
 
 use anyhow::Context as _;
-use artifact::{Exit, Provenance, Shard, TimingRow, Writer};
+use artifact::{Exit, Provenance, Shard, TimingRow, Writer, caught};
 use candle_core::Device;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde::de::DeserializeOwned;
@@ -92,7 +90,7 @@ pub fn main<S: Stage>() -> ExitCode {
         }
     };
     log();
-    let outcome = caught(|| execute::<S>(&arguments));
+    let outcome = caught(|| execute::<S>(&arguments)).unwrap_or_else(|panic| Err(panic.into()));
     let Err(error) = outcome else { return Exit::Done.into() };
     let _ = writeln!(io::stderr(), "{}: {error:#}", S::NAME);
     exit(&error).into()
@@ -108,32 +106,6 @@ fn log() {
     let log = log.with_ansi(io::stderr().is_terminal()).without_time().with_target(false);
     // A second call in one process finds the first one's log in place.
     let _ = log.try_init();
-}
-
-/// Runs the work; a panic becomes an error that says where.
-fn caught(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let first = Arc::new(Mutex::new(None));
-    let default = panic::take_hook();
-    let verbose = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
-    panic::set_hook(Box::new({
-        let first = Arc::clone(&first);
-        move |info| {
-            if verbose {
-                default(info);
-            }
-            let place = info.location().map_or_else(String::new, |place| format!(" at {place}"));
-            let text = info.payload().downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| info.payload().downcast_ref::<String>().cloned()).unwrap_or_default();
-            let report = format!("internal error{place}: {text}; this is a bug, please report it");
-            first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(report);
-        }
-    }));
-    let outcome = panic::catch_unwind(AssertUnwindSafe(work));
-    drop(panic::take_hook());
-    outcome.unwrap_or_else(|_| {
-        let report = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        Err(anyhow::anyhow!(report.unwrap_or_else(|| "internal error; this is a bug, please report it".to_owned())))
-    })
 }
 
 /// The exit code of an error: that of the outermost cause that has one.
