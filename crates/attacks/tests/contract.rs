@@ -398,6 +398,20 @@ fn defense_and_network_draw_from_their_own_keys() {
 }
 
 #[test]
+fn every_step_draws_anew() {
+    let net = Net::curved(2, 4);
+    let defense = Recorder::new(&net);
+    let victim = Victim { net: &net, defense: &defense, batch: 4 };
+    let pgd =
+        Pgd { steps: vec![3], eot: Eot { draws: 2, mean: Mean::Gradients }, random_start: true, ..Pgd::default() };
+    let keys = keys(4, 0..1);
+    run(&pgd, &victim, &images(1), &goal(1), &keys);
+    let expected: Vec<Key> =
+        (1..=3).flat_map(|step| (0..2).map(move |d| (step, d))).map(|(step, d)| keys[0].at(step).at(d).at(0)).collect();
+    assert_eq!(defense.seen(), expected);
+}
+
+#[test]
 fn misfits_and_errors_come_back_as_errors() {
     let net = Net::curved(2, 4);
     let victim = Victim { net: &net, defense: &Open, batch: 4 };

@@ -285,6 +285,29 @@ fn a_stack_picks_every_choice_and_order_equally_often() {
 }
 
 #[test]
+fn a_fixed_order_is_kept_whatever_is_picked() {
+    let (x, keys) = (images(40, DType::F32), keys(51, 40));
+    let of: Vec<Spec> = vec![
+        Rotation { degrees: 60.0 }.into(),
+        GaussianNoise { sigma: 0.5, clip: true, gradient: Gradient::Exact }.into(),
+        Rotation { degrees: 20.0 }.into(),
+    ];
+    let child = |x: &Tensor, place: usize| -> Tensor {
+        let keys: Vec<Key> = keys.iter().map(|key| key.at(1 + place as u64)).collect();
+        of[place].build().apply(x, &keys).unwrap()
+    };
+    let pairs = [(0, 1), (0, 2), (1, 2)].map(|(first, second)| values(&child(&child(&x, first), second)));
+    let stack = Stack { of: of.clone(), pick: 2, order: Order::Fixed };
+    let out = values(&stack.apply(&x, &keys).unwrap());
+    let mut counts = [0; 3];
+    for (i, image) in out.chunks(60).enumerate() {
+        let pair = pairs.iter().position(|pair| &pair[i * 60..][..60] == image);
+        counts[pair.expect("two of the three, in the order listed")] += 1;
+    }
+    assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
+}
+
+#[test]
 fn a_gradient_stops_being_exact_only_where_a_child_says_so() {
     // Clipping declared as the identity: the stack's gradient is the rotation's transpose alone.
     let (x, keys) = (images(4, DType::F32), keys(41, 4));
