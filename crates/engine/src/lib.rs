@@ -1,1 +1,12 @@
-//! A compiled executor of frozen networks: gradient queries and votes on the CPU
+//! A compiled executor of frozen networks: gradient queries and votes on the CPU.
+
+mod compile;
+mod execute;
+mod kernels;
+mod lower;
+mod memory;
+mod plan;
+mod simd;
+
+pub use plan::Plan;
+pub use simd::Isa;

@@ -1,5 +1,85 @@
-//! Votes before and after an attack, one row per image.
+//! Votes before and after an attack, one row per image and number of steps.
+//!
+//! An image's rows depend on the parameters, the network and the image alone: its keys derive from its id, and neither
+//! the images beside it in a batch nor the shard that holds it matter.
 
+mod cell;
+mod network;
 mod params;
+mod votes;
+
+use artifact::{AttackRow, FinetuneRow, Reader, Row as _, SampleRow, Shard, Writer};
+use serde_json::Value;
+use stage::{
+    Context, Stage, Table, Unfit, Usage,
+    images::{self, Images},
+};
 
 pub use params::{Goal, Params, Protocol, Stop, Votes};
+
+use crate::cell::Cell;
+
+/// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
+const PIXELS: usize = 400_000;
+
+/// The stage.
+#[derive(Debug)]
+pub struct Attack;
+
+impl Stage for Attack {
+    const NAME: &'static str = "attack";
+    const REVISION: u32 = 1;
+    const ABOUT: &'static str = "Votes of a defended network before and after an attack, one row per image";
+    type Params = Params;
+    type Row = AttackRow;
+
+    fn run(params: &Params, ctx: &Context, out: &mut Writer<AttackRow>) -> anyhow::Result<()> {
+        params.check().map_err(Usage)?;
+        let (network, table) = network::open(params.epoch, ctx)?;
+        let images = count(ctx, params.limit)?;
+        let cell = Cell { params, ctx, network: network.as_ref() };
+        cell.announce(images);
+        let progress = ctx.progress(cell.evaluations(images), "evaluations");
+        // The first image tells the size, and with it how many make a batch.
+        let Some(first) = images::chunks(ctx, ctx.shard, params.limit, 1)?.next().transpose()? else {
+            ctx.announce("no image of the sample belongs to this part");
+            return Ok(());
+        };
+        fits(params, &first, network.classes(), &table)?;
+        let batch = (PIXELS / (first.height * first.width).max(1)).clamp(4, 128);
+        for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
+            out.push(&cell.attack(&images?, batch, &progress)?)?;
+        }
+        drop(progress);
+        cell.report();
+        Ok(())
+    }
+}
+
+/// The number of images of this shard.
+fn count(ctx: &Context, limit: Option<u32>) -> anyhow::Result<u64> {
+    let mut rows = 0;
+    for input in ctx.of_kind(SampleRow::KIND) {
+        rows += Reader::<SampleRow>::open(&input.path)?.rows();
+    }
+    let (rows, Shard { index, count }) = (rows.min(limit.map_or(u64::MAX, u64::from)), ctx.shard);
+    Ok((rows + u64::from(count - 1 - index)) / u64::from(count))
+}
+
+/// Fails where labels or the target are no classes of the network; warns where their names differ.
+fn fits(params: &Params, images: &Images, classes: usize, table: &Table<FinetuneRow>) -> anyhow::Result<()> {
+    let name = table.parts[0].path.display();
+    if let Some(class) = params.goal.target().filter(|&class| class as usize >= classes) {
+        return Err(Usage(format!("goal.class: the network has classes 0 to {}, and no {class}", classes - 1)).into());
+    }
+    if images.classes.len() > classes {
+        let text = format!("{name}: a network of {classes} classes cannot be attacked on {}", images.classes.len());
+        return Err(Unfit(format!("{text}; name a sample of its classes")).into());
+    }
+    let trained: Option<Vec<String>> =
+        table.provenance().facts.get("classes").cloned().and_then(|names: Value| serde_json::from_value(names).ok());
+    if trained.is_some_and(|trained| trained != images.classes) {
+        tracing::warn!("{name}: trained on classes of other names than the sample's");
+    }
+    Ok(())
+}

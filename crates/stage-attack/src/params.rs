@@ -116,6 +116,8 @@ impl Params {
     /// # Errors
     /// With a sentence that names the parameter and the mend.
     pub fn check(&self) -> Result<(), String> {
+        self.defense.check().map_err(|fault| format!("defense: {fault}"))?;
+        self.attack.check().map_err(|fault| format!("attack: {fault}"))?;
         if self.votes.draws == 0 {
             return Err("votes.draws: a vote needs at least 1 draw".to_owned());
         }

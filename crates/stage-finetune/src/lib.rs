@@ -1,5 +1,146 @@
 //! Weights: imported, or trained on clean or defended data.
+//!
+//! One row per epoch; the weights are safetensors files beside the table, named by digest in it. After every epoch the
+//! whole state is stored in `resume/`, so a killed run goes on from its last whole epoch and ends with the same bytes.
 
+mod augment;
+mod data;
+mod init;
 mod params;
+mod resume;
+mod schedule;
+mod store;
+mod train;
+
+use std::{collections::BTreeMap, path::Path};
+
+use artifact::{FinetuneRow, SampleRow, Shard, Writer};
+use nets::Graph;
+use serde_json::{Value, json};
+use stage::{
+    Context, Stage, Unfit, Usage,
+    images::{self, Images},
+};
 
 pub use params::{Augment, Init, Keep, Params, Training};
+
+use crate::{data::Data, init::Source, resume::Resume, store::Store, train::Run};
+use artifact::Row as _;
+
+/// The stage.
+#[derive(Debug)]
+pub struct Finetune;
+
+impl Stage for Finetune {
+    const NAME: &'static str = "finetune";
+    const REVISION: u32 = 1;
+    const ABOUT: &'static str = "Weights of a network: imported, or trained on clean or defended images";
+    type Params = Params;
+    type Row = FinetuneRow;
+
+    fn run(params: &Params, ctx: &Context, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
+        params.check().map_err(Usage)?;
+        if ctx.shard != Shard::WHOLE {
+            return Err(Usage("training has no parts: leave --shard out".to_owned()).into());
+        }
+        let graph = params.model.graph().map_err(|fault| Usage(format!("model: {fault}")))?;
+        let source = Source::open(&params.init, ctx)?;
+        let images = match ctx.of_kind(SampleRow::KIND).next() {
+            Some(_) => Some(images::read(ctx, Shard::WHOLE, None)?),
+            None => None,
+        };
+        let augment = params.training.as_ref().map(|training| training.augment).unwrap_or_default();
+        out.provenance_mut().facts.extend(facts(params, &source, images.as_ref(), augment));
+        let metadata = metadata(params, &source);
+        let job = Job { params, ctx, graph, source, augment, metadata };
+        match (&params.training, &images) {
+            (Some(training), Some(images)) => job.train(training, images, out),
+            (Some(_), None) => Err(Unfit("no `sample` table among the inputs: name one to train on".to_owned()).into()),
+            (None, images) => job.import(images.as_ref(), out),
+        }
+    }
+}
+
+/// One run of the stage, its inputs opened.
+struct Job<'a> {
+    params: &'a Params,
+    ctx: &'a Context,
+    graph: Graph,
+    source: Source,
+    augment: Augment,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Job<'_> {
+    fn train(&self, training: &Training, images: &Images, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
+        let data = self.data(images);
+        train::check(training, &data, self.graph.classes).map_err(Usage)?;
+        let mut inputs: Vec<&str> = self.ctx.inputs.iter().map(|input| input.sha256.as_str()).collect();
+        inputs.sort_unstable();
+        let identity = json!([Finetune::NAME, Finetune::REVISION, self.params, inputs, self.source.facts()]);
+        let run = Run {
+            ctx: self.ctx,
+            graph: &self.graph,
+            training,
+            data,
+            resume: Resume::new(self.folder(), &identity),
+            store: self.store(),
+        };
+        out.push(&run.train(|| self.source.weights(&self.graph, self.params))?)?;
+        run.resume.remove();
+        Ok(())
+    }
+
+    /// Stores the initial weights as epoch 0; a sample, where there is one, serves as validation images.
+    fn import(&self, images: Option<&Images>, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
+        let weights = self.source.weights(&self.graph, self.params)?;
+        let (file, sha256) = self.store().save(0, &weights)?;
+        let mut row = FinetuneRow { weights: Some(file), sha256: Some(sha256), best: true, ..store::row(0) };
+        if let Some(images) = images {
+            self.ctx.announce(&format!("evaluating the imported network on {} images", images.len()));
+            let data = self.data(images);
+            let positions: Vec<usize> = (0..images.len()).collect();
+            let clean = |batch: &[usize]| data.validation(0, batch, false);
+            let right = train::evaluate(self.ctx, &self.graph, &weights, &data, &positions, clean)?;
+            row.validation_correct = Some(right);
+            row.validation_images = Some(images.len() as u32);
+        }
+        Ok(out.push(&[row])?)
+    }
+
+    fn data<'a>(&'a self, images: &'a Images) -> Data<'a> {
+        let defense = self.params.defense.as_ref().map(defenses::Spec::build);
+        Data { images, augment: self.augment, defense, seed: self.params.seed }
+    }
+
+    fn folder(&self) -> &Path {
+        self.ctx.out.parent().unwrap_or(Path::new(""))
+    }
+
+    fn store(&self) -> Store<'_> {
+        Store { folder: self.folder().to_owned(), metadata: &self.metadata }
+    }
+}
+
+/// What later stages need: the network, where its weights came from, and the images it was trained on.
+fn facts(params: &Params, source: &Source, images: Option<&Images>, augment: Augment) -> BTreeMap<String, Value> {
+    let mut facts = BTreeMap::from([("model".to_owned(), json!(params.model)), ("source".to_owned(), source.facts())]);
+    if let Some(images) = images {
+        let (height, width) = augment.size(images.height, images.width);
+        facts.insert("classes".to_owned(), json!(images.classes));
+        facts.insert("height".to_owned(), json!(height));
+        facts.insert("width".to_owned(), json!(width));
+    }
+    facts
+}
+
+/// What every file of weights says of itself.
+fn metadata(params: &Params, source: &Source) -> BTreeMap<String, String> {
+    let entries = [
+        ("stage", Finetune::NAME.to_owned()),
+        ("revision", Finetune::REVISION.to_string()),
+        ("parameters", json!(params).to_string()),
+        ("source", source.facts().to_string()),
+    ];
+    entries.map(|(name, value)| (name.to_owned(), value)).into()
+}

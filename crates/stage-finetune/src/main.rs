@@ -1,1 +1,7 @@
-fn main() {}
+//! Trains or imports the weights of a network.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    stage::main::<stage_finetune::Finetune>()
+}

@@ -35,6 +35,9 @@ pub enum Init {
         /// SHA-256 in hexadecimal that the file must have.
         #[serde(default)]
         sha256: Option<String>,
+        /// Whether the last layer starts fresh, as for other classes than those of the weights.
+        #[serde(default)]
+        new_head: bool,
     },
     /// A file on the Hugging Face hub.
     Hub {
@@ -47,11 +50,17 @@ pub enum Init {
         /// SHA-256 in hexadecimal that the file must have.
         #[serde(default)]
         sha256: Option<String>,
+        /// Whether the last layer starts fresh, as for other classes than those of the weights.
+        #[serde(default)]
+        new_head: bool,
     },
     /// An epoch of the finetune table among the inputs.
     Finetuned {
         /// Which one.
         epoch: Epoch,
+        /// Whether the last layer starts fresh, as for other classes than those of the weights.
+        #[serde(default)]
+        new_head: bool,
     },
 }
 
@@ -99,7 +108,7 @@ impl Default for Training {
 }
 
 /// Random changes of a training image that keep its class, before any defense.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
     /// Shift by up to this many pixels in each direction, filling with black (4 is customary for CIFAR-10).
@@ -133,6 +142,10 @@ impl Params {
             && (digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_hexdigit()))
         {
             return Err(format!("init.sha256: `{digest}` is no SHA-256; write 64 hexadecimal digits"));
+        }
+        self.model.graph().map_err(|fault| format!("model: {fault}"))?;
+        if let Some(defense) = &self.defense {
+            defense.check().map_err(|fault| format!("defense: {fault}"))?;
         }
         match &self.training {
             Some(training) => training.check(),

@@ -1,9 +1,11 @@
-//! Which epoch of a finetune table is meant.
+//! Which epoch of a finetune table is meant, and its weights.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use artifact::FinetuneRow;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{Table, Unfit};
 
 /// Which epoch of a finetune table is meant: `"best"`, `"last"` or a number (0 is the network before training).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,26 @@ impl Epoch {
             }
             _ => "the table has no epoch at all".to_owned(),
         })
+    }
+
+    /// The file that holds this epoch's weights, after a check against the digest in the table.
+    ///
+    /// # Errors
+    /// [`Unfit`] if there is no such epoch, its weights were not kept, or the file changed; an [`artifact::Error`] if
+    /// it cannot be read.
+    pub fn weights(self, table: &Table<FinetuneRow>) -> anyhow::Result<PathBuf> {
+        let name = table.parts[0].path.display();
+        let row = self.choose(&table.rows).map_err(|fault| Unfit(format!("{name}: {fault}")))?;
+        let (Some(weights), Some(recorded)) = (&row.weights, &row.sha256) else {
+            let mend = "train with `keep` = \"every\" to keep all epochs";
+            return Err(Unfit(format!("{name}: the weights of epoch {} were not kept; {mend}", row.epoch)).into());
+        };
+        let path = table.folder().join(weights);
+        if &artifact::sha256(&path)? != recorded {
+            let path = path.display();
+            return Err(Unfit(format!("{path}: not the file that {name} describes; run finetune again")).into());
+        }
+        Ok(path)
     }
 }
 

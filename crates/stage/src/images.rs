@@ -162,7 +162,8 @@ impl Parts {
         let mut ordered: Vec<Option<&Input>> = vec![None; count];
         for input in &inputs {
             let index = input.provenance.shard.index as usize;
-            let slot = ordered.get_mut(index).with_context(|| format!("{}: damaged provenance", input.path.display()))?;
+            let slot =
+                ordered.get_mut(index).with_context(|| format!("{}: damaged provenance", input.path.display()))?;
             ensure!(slot.replace(input).is_none(), "part {index} of the sample {name} is given twice: give it once");
         }
         let parts = ordered.iter().enumerate().map(|(index, input)| {

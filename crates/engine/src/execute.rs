@@ -1,0 +1,308 @@
+//! Runs a compiled network on a group of images.
+
+use crate::compile::{Algorithm, Back, Compiled, Pass, Value, Work};
+use crate::kernels::dense::Dense;
+use crate::kernels::depthwise::Depthwise;
+use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
+use crate::kernels::stem::{Planes, Stem};
+use crate::kernels::winograd::Winograd;
+use crate::kernels::{End, Finish, View};
+use crate::lower::Act;
+use crate::memory::{Floats, Layout};
+
+/// A group of images on its way through a network: the memory of one thread.
+pub(crate) struct Run<'a> {
+    net: &'a Compiled,
+    arena: *mut f32,
+    /// Bytes of state, `net.state` for each image; null when there will be no backward pass.
+    state: *mut u8,
+    images: usize,
+}
+
+impl<'a> Run<'a> {
+    /// `state` holds `net.state` bytes for each of `images` images, or is empty.
+    pub(crate) fn new(net: &'a Compiled, arena: &'a mut Floats, state: &'a mut [u8], images: usize) -> Self {
+        assert!(images <= net.group && (state.is_empty() || state.len() == net.state * images));
+        let state = if state.is_empty() { std::ptr::null_mut() } else { state.as_mut_ptr() };
+        assert!(arena.as_mut().len() == net.arena);
+        Self { net, arena: arena.as_mut().as_mut_ptr(), state, images }
+    }
+
+    fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: all offsets of the plan lie inside its arena.
+        unsafe { self.arena.add(offset) }
+    }
+
+    fn buffer(&self, layout: &Layout, slot: usize) -> View<f32> {
+        // SAFETY: a slot has room for a group of images of its layout.
+        unsafe { layout.view(self.at(self.net.slots[slot])) }
+    }
+
+    fn value(&self, value: usize) -> View<f32> {
+        let value = &self.net.values[value];
+        self.buffer(&value.layout, value.slot)
+    }
+
+    fn gradient(&self, buffer: usize) -> View<f32> {
+        let (layout, slot) = &self.net.gradients[buffer];
+        self.buffer(layout, *slot)
+    }
+
+    /// The mask of a value, if it has one and the state is kept.
+    fn mask(&self, value: usize) -> View<u8> {
+        let Value { layout, mask, .. } = &self.net.values[value];
+        let Some(offset) = mask.filter(|_| !self.state.is_null()) else { return View::NONE };
+        let pixel = layout.channels / 8;
+        // SAFETY: inside the first image's state.
+        View { at: unsafe { self.state.add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+    }
+
+    fn winners(&self, value: usize, offset: usize) -> View<u8> {
+        if self.state.is_null() {
+            return View::NONE;
+        }
+        let layout = &self.net.values[value].layout;
+        let pixel = layout.channels;
+        // SAFETY: inside the first image's state.
+        View { at: unsafe { self.state.add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+    }
+
+    fn map<T: Source>(&self, source: T, layout: &Layout, finish: Finish) {
+        let map = Map {
+            source,
+            channels_padded: layout.channels,
+            images: self.images,
+            rows: layout.rows,
+            columns: layout.columns,
+            finish,
+        };
+        // SAFETY: the plan's layouts cover every pixel of its maps.
+        unsafe { self.net.isa.run(&map) };
+    }
+
+    fn convolve(&self, pass: &Pass, from: View<f32>, finish: Finish) {
+        let isa = self.net.isa;
+        let (step, (y, x)) = (pass.step, pass.first);
+        let finish = Finish {
+            to: finish.to.every(step, y, x),
+            residual: finish.residual.every(step, y, x),
+            mask: finish.mask.every(step, y, x),
+            ..finish
+        };
+        let weights = pass.weights.as_ptr();
+        let (images, rows, columns) = (self.images, pass.rows, pass.columns);
+        let from = from.every(pass.stride, 0, 0);
+        // SAFETY: the borders of the plan's layouts cover all taps of its passes.
+        unsafe {
+            match &pass.kernel {
+                Algorithm::Dense { run, blocks } => {
+                    let taps = &pass.taps;
+                    isa.run(&Dense { from, taps, run: *run, weights, blocks, images, rows, columns, finish });
+                }
+                &Algorithm::Winograd { depth, depth_padded, start, ref blocks, chunk } => {
+                    let from = View { at: from.at.offset(start), ..from };
+                    let scratch = self.at(self.net.scratch);
+                    isa.run(&Winograd {
+                        from,
+                        depth,
+                        depth_padded,
+                        weights,
+                        blocks,
+                        images,
+                        rows,
+                        columns,
+                        finish,
+                        scratch,
+                        chunk,
+                    });
+                }
+                Algorithm::Depthwise => {
+                    let (taps, channels_padded) = (&pass.taps, pass.weights.len() / pass.taps.len());
+                    isa.run(&Depthwise { from, taps, weights, channels_padded, images, rows, columns, finish });
+                }
+                Algorithm::Stem { .. } => unreachable!("the image's gradient has no epilogue"),
+            }
+        }
+    }
+
+    /// Copies the images in, normalised.
+    fn load(&self, pixels: &[f32]) {
+        let layout = &self.net.values[0].layout;
+        let (rows, columns) = (layout.rows, layout.columns);
+        for (i, plane) in pixels.chunks_exact(rows * columns).enumerate() {
+            let channel = i % self.net.channels;
+            let (mean, scale) = (self.net.mean[channel], self.net.inverse_std[channel]);
+            let to = self.at(self.net.image + i * layout.image() + layout.origin());
+            for (y, line) in plane.chunks_exact(columns).enumerate() {
+                // SAFETY: inside the plane.
+                let to = unsafe { std::slice::from_raw_parts_mut(to.add(y * layout.row()), columns) };
+                to.iter_mut().zip(line).for_each(|(to, &from)| *to = (from - mean) * scale);
+            }
+        }
+    }
+
+    /// Logits of the group's images, `(images, classes)`, from pixels `(images, channels, rows, columns)`.
+    pub(crate) fn forward(&self, pixels: &[f32], logits: &mut [f32]) {
+        let net = self.net;
+        self.load(pixels);
+        for stage in &net.stages {
+            let (output, input) = (&net.values[stage.output], &net.values[stage.input]);
+            let from = match stage.input {
+                0 => {
+                    let layout = &input.layout;
+                    let at = self.at(net.image + layout.origin());
+                    View { at, image: layout.image() * net.channels, row: layout.row(), pixel: 1 }
+                }
+                value => self.value(value),
+            };
+            let finish = Finish {
+                to: self.value(stage.output),
+                residual: stage.residual.map_or(View::NONE, |value| self.value(value)),
+                mask: self.mask(stage.output),
+                bias: std::ptr::null(),
+                end: match stage.act {
+                    Act::None => End::Linear,
+                    Act::Relu => End::Clamp { top: f32::INFINITY },
+                    Act::Relu6 => End::Clamp { top: 6.0 },
+                },
+            };
+            let layout = &output.layout;
+            let (rows, columns, channels) = (input.rows, input.columns, input.channels);
+            match &stage.work {
+                Work::Convolution { forward, bias, .. } => {
+                    self.convolve(forward, from, Finish { bias: bias.as_ptr(), ..finish });
+                }
+                &Work::MaxPool { window, winners } => {
+                    let winners = self.winners(stage.output, winners);
+                    self.map(Max { from, window, rows, columns, winners }, layout, finish);
+                }
+                &Work::Subsample { stride, before } => {
+                    self.map(Subsample { from, stride, before, channels }, layout, finish);
+                }
+                Work::GlobalPool => self.map(Mean { from, rows, columns }, layout, finish),
+                Work::Identity => self.map(Same(from), layout, finish),
+            }
+        }
+        let view = self.value(net.stages.len());
+        for (image, logits) in logits.chunks_exact_mut(net.classes).enumerate() {
+            // SAFETY: the last value has one pixel of at least `classes` channels.
+            logits.copy_from_slice(unsafe { std::slice::from_raw_parts(view.at.add(image * view.image), net.classes) });
+        }
+    }
+
+    /// The images' gradient from the logits', after `forward` with the same state.
+    pub(crate) fn backward(&self, upstream: &[f32], gradient: &mut [f32]) {
+        let net = self.net;
+        assert!(!self.state.is_null(), "the state of the forward pass");
+        let view = self.gradient(0);
+        for (image, from) in upstream.chunks_exact(net.classes).enumerate() {
+            // SAFETY: as in `forward`; the channels that are padding are cleared, the slot may have held others.
+            let to = unsafe { std::slice::from_raw_parts_mut(view.at.add(image * view.image), view.pixel) };
+            to.fill(0.0);
+            to[..net.classes].copy_from_slice(from);
+        }
+        let last = net.stages.len();
+        if net.values[last].mask.is_some() {
+            self.map(Same(view), &net.values[last].layout, self.masked(view, None, last));
+        }
+        if !net.backs.iter().any(|back| back.value == 0) {
+            gradient.fill(0.0);
+        }
+        for back in &net.backs {
+            let Some(to) = back.to else {
+                self.image_gradient(back, gradient);
+                continue;
+            };
+            let end = match back.masked {
+                true => self.masked(self.gradient(to), back.residual, back.value),
+                false => Finish { end: End::Linear, ..self.masked(self.gradient(to), back.residual, back.value) },
+            };
+            self.step(back, end);
+        }
+    }
+
+    fn masked(&self, to: View<f32>, residual: Option<usize>, value: usize) -> Finish {
+        let residual = residual.map_or(View::NONE, |buffer| self.gradient(buffer));
+        Finish { to, residual, mask: self.mask(value), bias: std::ptr::null(), end: End::Masked }
+    }
+
+    fn step(&self, back: &Back, finish: Finish) {
+        let net = self.net;
+        let from = self.gradient(back.from);
+        let input = &net.values[back.value];
+        let Some(stage) = back.stage else { return self.map(Same(from), &input.layout, finish) };
+        let stage = &net.stages[stage];
+        let output = &net.values[stage.output];
+        let (rows, columns, channels) = (output.rows, output.columns, input.channels);
+        match &stage.work {
+            Work::Convolution { backward, .. } => {
+                backward.iter().for_each(|pass| self.convolve(pass, from, finish));
+            }
+            &Work::MaxPool { window, winners } => {
+                let winners = self.winners(stage.output, winners);
+                self.map(Unmax { from, window, rows, columns, winners }, &input.layout, finish);
+            }
+            &Work::Subsample { stride, before } => {
+                self.map(Upsample { from, stride, before, channels }, &input.layout, finish);
+            }
+            Work::GlobalPool => {
+                let share = 1.0 / (input.rows * input.columns) as f32;
+                self.map(Spread { from, share }, &input.layout, finish);
+            }
+            Work::Identity => self.map(Same(from), &input.layout, finish),
+        }
+    }
+
+    fn image_gradient(&self, back: &Back, gradient: &mut [f32]) {
+        let net = self.net;
+        let Some(Work::Convolution { backward, .. }) = back.stage.map(|stage| &net.stages[stage].work) else {
+            unreachable!("only convolutions read the image")
+        };
+        let (layout, _) = &net.gradients[back.from];
+        let from = self.gradient(back.from);
+        let image = &net.values[0];
+        let (rows, columns) = (image.rows, image.columns);
+        let border = net.stem;
+        let plane = Layout { channels: 1, border, ..*layout };
+        for (i, gradient) in gradient.chunks_exact_mut(net.channels * rows * columns).enumerate() {
+            let Some(&Algorithm::Stem { depth }) = backward.first().map(|pass| &pass.kernel) else {
+                gradient.fill(0.0);
+                continue;
+            };
+            let planes = self.at(net.scratch);
+            // SAFETY: the scratch holds `depth` planes and a vector more, and the sweeps stay inside the gradient.
+            unsafe {
+                std::ptr::write_bytes(planes, 0, depth * plane.image() + 64);
+                let from = View { at: from.at.add(i * from.image), ..from };
+                net.isa.run(&Planes {
+                    from,
+                    channels: depth,
+                    rows: layout.rows,
+                    columns: layout.columns,
+                    to: planes.add(plane.origin()),
+                    row: plane.row(),
+                    plane: plane.image(),
+                });
+                for pass in backward {
+                    net.isa.run(&Stem {
+                        from: planes.add(plane.origin()),
+                        from_row: plane.row(),
+                        from_plane: plane.image(),
+                        depth,
+                        taps: &pass.taps,
+                        weights: pass.weights.as_ptr(),
+                        channels: net.channels,
+                        rows: pass.rows,
+                        columns: pass.columns,
+                        to: gradient.as_mut_ptr().add(pass.first.0 * columns + pass.first.1),
+                        to_plane: rows * columns,
+                        to_row: pass.step * columns,
+                        to_pixel: pass.step,
+                        accumulate: back.accumulate,
+                    });
+                }
+            }
+        }
+    }
+}
+

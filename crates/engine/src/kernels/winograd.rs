@@ -1,0 +1,266 @@
+//! Winograd's F(4x4, 3x3) (Lavin and Gray 2016, section 4.3): 36 multiplications for 16 outputs where the direct sum
+//! has 144.
+
+use super::{Finish, View, tiles};
+use crate::simd::{Kernel, Simd};
+
+/// Outputs of a tile in each direction.
+pub(crate) const TILE: usize = 4;
+/// Inputs of a tile in each direction, and the side of the transformed kernel.
+pub(crate) const SIDE: usize = 6;
+
+/// A 3x3 kernel transformed: `G g G^T`, row by row.
+pub(crate) fn transform(g: impl Fn(usize, usize) -> f64) -> [[f64; SIDE]; SIDE] {
+    const G: [[f64; 3]; SIDE] = [
+        [1.0 / 4.0, 0.0, 0.0],
+        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+        [0.0, 0.0, 1.0],
+    ];
+    let half: [[f64; 3]; SIDE] =
+        std::array::from_fn(|i| std::array::from_fn(|x| (0..3).map(|y| G[i][y] * g(y, x)).sum()));
+    std::array::from_fn(|i| std::array::from_fn(|j| (0..3).map(|x| half[i][x] * G[j][x]).sum()))
+}
+
+/// A 3x3 convolution of stride 1. `from` points at the input under the kernel's first tap for output (0, 0).
+pub(crate) struct Winograd<'a> {
+    pub from: View<f32>,
+    /// Input channels that are not padding, and all of them.
+    pub depth: usize,
+    pub depth_padded: usize,
+    /// 36 matrices packed by [`pack`](super::dense::pack), row by row of the transformed kernel.
+    pub weights: *const f32,
+    pub blocks: &'a [usize],
+    pub images: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub finish: Finish,
+    /// Room for `36 * chunk * (depth_padded + output channels padded)` floats.
+    pub scratch: *mut f32,
+    /// Tiles transformed at once.
+    pub chunk: usize,
+}
+
+impl Winograd<'_> {
+    fn across(&self) -> usize {
+        self.columns.div_ceil(TILE)
+    }
+
+    fn down(&self) -> usize {
+        self.rows.div_ceil(TILE)
+    }
+
+    /// Image, row and column of a tile.
+    #[inline(always)]
+    fn place(&self, tile: usize) -> (usize, usize, usize) {
+        let (across, down) = (self.across(), self.down());
+        (tile / (across * down), tile / across % down, tile % across)
+    }
+}
+
+/// One direction of `B^T d B`.
+#[inline(always)]
+unsafe fn input_line<S: Simd>(d: [S::V; SIDE]) -> [S::V; SIDE] {
+    unsafe {
+        let (two, four, five) = (S::splat(2.0), S::splat(4.0), S::splat(5.0));
+        let a = S::fnma(four, d[2], d[4]);
+        let b = S::fnma(four, d[1], d[3]);
+        let c = S::sub(d[4], d[2]);
+        let e = S::mul(two, S::sub(d[3], d[1]));
+        [
+            S::fma(four, d[0], S::fnma(five, d[2], d[4])),
+            S::add(a, b),
+            S::sub(a, b),
+            S::add(c, e),
+            S::sub(c, e),
+            S::fma(four, d[1], S::fnma(five, d[3], d[5])),
+        ]
+    }
+}
+
+/// One direction of `A^T m A`.
+#[inline(always)]
+unsafe fn output_line<S: Simd>(m: [S::V; SIDE]) -> [S::V; TILE] {
+    unsafe {
+        let (two, four, eight) = (S::splat(2.0), S::splat(4.0), S::splat(8.0));
+        let (s1, d1) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+        let (s2, d2) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+        [
+            S::add(S::add(m[0], s1), s2),
+            S::fma(two, d2, d1),
+            S::fma(four, s2, s1),
+            S::add(S::fma(eight, d2, d1), m[5]),
+        ]
+    }
+}
+
+#[inline(always)]
+unsafe fn load_transform<S: Simd>(from: *const f32, row: usize, pixel: usize, to: *mut f32, step: usize) {
+    unsafe {
+        let mut half = [[S::splat(0.0); SIDE]; SIDE];
+        for x in 0..SIDE {
+            let mut d = [S::splat(0.0); SIDE];
+            for y in 0..SIDE {
+                d[y] = S::load(from.add(y.wrapping_mul(row).wrapping_add(x.wrapping_mul(pixel))));
+            }
+            let d = input_line::<S>(d);
+            for y in 0..SIDE {
+                half[y][x] = d[y];
+            }
+        }
+        for y in 0..SIDE {
+            let d = input_line::<S>(half[y]);
+            for x in 0..SIDE {
+                S::store(to.add((y * SIDE + x).wrapping_mul(step)), d[x]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn product_tile<S: Simd, const P: usize, const L: usize>(
+    from: *const f32,
+    step: usize,
+    depth: usize,
+    weights: *const f32,
+    to: *mut f32,
+    to_step: usize,
+) {
+    unsafe {
+        let mut sums = [[S::splat(0.0); L]; P];
+        let mut weights = weights;
+        let mut k = 0;
+        while k < depth {
+            let mut w = [S::splat(0.0); L];
+            for l in 0..L {
+                w[l] = S::load(weights.add(l * S::LANES));
+            }
+            for p in 0..P {
+                let x = S::splat(*from.add(p.wrapping_mul(step)).add(k));
+                for l in 0..L {
+                    sums[p][l] = S::fma(x, w[l], sums[p][l]);
+                }
+            }
+            weights = weights.add(L * S::LANES);
+            k += 1;
+        }
+        for p in 0..P {
+            for l in 0..L {
+                S::store(to.add(p.wrapping_mul(to_step)).add(l * S::LANES), sums[p][l]);
+            }
+        }
+    }
+}
+
+/// `rows` rows of a matrix product with packed weights.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a matrix product has them")]
+unsafe fn product<S: Simd>(
+    from: *const f32,
+    step: usize,
+    depth: usize,
+    rows: usize,
+    mut weights: *const f32,
+    blocks: &[usize],
+    to: *mut f32,
+    to_step: usize,
+) {
+    let mut to = to;
+    for &block in blocks {
+        unsafe {
+            match block {
+                1 => tiles!(S, 1, rows, |r| product_tile(
+                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                )),
+                2 => tiles!(S, 2, rows, |r| product_tile(
+                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                )),
+                _ => tiles!(S, 3, rows, |r| product_tile(
+                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                )),
+            }
+            weights = weights.add(depth * block * S::LANES);
+            to = to.add(block * S::LANES);
+        }
+    }
+}
+
+impl Kernel for Winograd<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        let outputs = self.blocks.iter().sum::<usize>() * S::LANES;
+        let (inputs, depth) = (self.depth_padded, self.depth);
+        let tiles = self.images * self.down() * self.across();
+        let mut first = 0;
+        while first < tiles {
+            let count = self.chunk.min(tiles - first);
+            let v = self.scratch;
+            let v_step = count * inputs;
+            let m_step = count * outputs;
+            unsafe {
+                let m = v.add(SIDE * SIDE * v_step);
+                for t in 0..count {
+                    let (image, y, x) = self.place(first + t);
+                    let from = self.from.at.add(self.from.offset(image, y * TILE, x * TILE));
+                    let mut c = 0;
+                    while c < inputs {
+                        let to = v.add(t * inputs + c);
+                        load_transform::<S>(from.add(c), self.from.row, self.from.pixel, to, v_step);
+                        c += S::LANES;
+                    }
+                }
+                for e in 0..SIDE * SIDE {
+                    let weights = self.weights.add(e * depth * outputs);
+                    let (from, to) = (v.add(e * v_step), m.add(e * m_step));
+                    match inputs {
+                        16 if depth == 16 => product::<S>(from, 16, 16, count, weights, self.blocks, to, outputs),
+                        32 if depth == 32 => product::<S>(from, 32, 32, count, weights, self.blocks, to, outputs),
+                        64 if depth == 64 => product::<S>(from, 64, 64, count, weights, self.blocks, to, outputs),
+                        _ => product::<S>(from, inputs, depth, count, weights, self.blocks, to, outputs),
+                    }
+                }
+                for t in 0..count {
+                    let (image, y, x) = self.place(first + t);
+                    let mut c = 0;
+                    while c < outputs {
+                        self.finish_tile::<S>(m.add(t * outputs + c), m_step, image, y * TILE, x * TILE, c);
+                        c += S::LANES;
+                    }
+                }
+            }
+            first += count;
+        }
+    }
+}
+
+impl Winograd<'_> {
+    #[inline(always)]
+    unsafe fn finish_tile<S: Simd>(&self, m: *const f32, step: usize, image: usize, y: usize, x: usize, c: usize) {
+        unsafe {
+            let mut half = [[S::splat(0.0); SIDE]; TILE];
+            for j in 0..SIDE {
+                let mut line = [S::splat(0.0); SIDE];
+                for i in 0..SIDE {
+                    line[i] = S::load(m.add((i * SIDE + j).wrapping_mul(step)));
+                }
+                let line = output_line::<S>(line);
+                for i in 0..TILE {
+                    half[i][j] = line[i];
+                }
+            }
+            for i in 0..TILE {
+                if y + i >= self.rows {
+                    return;
+                }
+                let line = output_line::<S>(half[i]);
+                for j in 0..TILE {
+                    if x + j < self.columns {
+                        self.finish.store::<S>(line[j], self.finish.spot(image, y + i, x + j), c);
+                    }
+                }
+            }
+        }
+    }
+}

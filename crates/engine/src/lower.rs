@@ -1,0 +1,282 @@
+//! From a graph to fused steps.
+//!
+//! Batch-norm is folded into the convolution before it; a residual sum and a ReLU after it become its epilogue. All
+//! folding is in f64 and rounded once.
+
+use candle_core::{DType, Result, Tensor, bail};
+use nets::{Conv, Graph, Id, Op, Padding, Weights};
+
+/// The non-linearity at the end of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    None,
+    Relu,
+    Relu6,
+}
+
+/// A convolution's weights `(outputs, inputs / groups, kernel, kernel)` and bias `(outputs)`, batch-norm folded.
+#[derive(Clone, Debug)]
+pub(crate) struct Filter {
+    pub inputs: usize,
+    pub outputs: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: Padding,
+    pub weight: Vec<f64>,
+    pub bias: Vec<f64>,
+}
+
+impl Filter {
+    /// The weight from input channel `i` to output channel `o` at row `y`, column `x`.
+    pub(crate) fn at(&self, o: usize, i: usize, y: usize, x: usize) -> f64 {
+        self.weight[((o * self.inputs + i) * self.kernel + y) * self.kernel + x]
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    /// Every output channel sees every input channel.
+    Dense(Filter),
+    /// Output channel `c` sees input channel `c`; the filter's `inputs` is 1.
+    Depthwise(Filter),
+    MaxPool {
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+    },
+    Subsample {
+        stride: usize,
+        before: usize,
+        after: usize,
+    },
+    GlobalPool,
+    /// The input itself: a sum or a ReLU that no convolution could take.
+    Identity,
+}
+
+/// `output = act(kind(input) + residual)`. Indices are of values; value 0 is the normalised image.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub kind: Kind,
+    pub input: usize,
+    pub residual: Option<usize>,
+    pub output: usize,
+    pub act: Act,
+}
+
+/// A network as fused steps; step `i` makes value `i + 1`, the last of which is the logits.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub mean: Vec<f64>,
+    pub std: Vec<f64>,
+    pub steps: Vec<Step>,
+    pub classes: usize,
+}
+
+fn parameter(weights: &Weights, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
+    let Some(tensor) = weights.get(name) else { bail!("the weights lack `{name}`") };
+    if tensor.dims() != shape {
+        bail!("`{name}` has shape {:?}, but the network needs {shape:?}", tensor.dims());
+    }
+    Tensor::flatten_all(tensor)?.to_dtype(DType::F64)?.to_vec1()
+}
+
+fn filter(conv: &Conv, weights: &Weights) -> Result<Filter> {
+    let inputs = conv.inputs / conv.groups;
+    let shape = [conv.outputs, inputs, conv.kernel, conv.kernel];
+    let weight = parameter(weights, &format!("{}.weight", conv.name), &shape)?;
+    let bias = match conv.bias {
+        true => parameter(weights, &format!("{}.bias", conv.name), &[conv.outputs])?,
+        false => vec![0.0; conv.outputs],
+    };
+    let (outputs, kernel, stride, padding) = (conv.outputs, conv.kernel, conv.stride, conv.padding);
+    Ok(Filter { inputs, outputs, kernel, stride, padding, weight, bias })
+}
+
+/// Groups that are neither one nor one per channel: zeros between the groups.
+fn densify(filter: Filter, groups: usize) -> Filter {
+    let (inputs, outputs) = (filter.inputs * groups, filter.outputs);
+    let taps = filter.kernel * filter.kernel;
+    let mut weight = vec![0.0; outputs * inputs * taps];
+    for o in 0..outputs {
+        let first = o / (outputs / groups) * filter.inputs;
+        let (from, to, len) = (o * filter.inputs * taps, (o * inputs + first) * taps, filter.inputs * taps);
+        weight[to..to + len].copy_from_slice(&filter.weight[from..from + len]);
+    }
+    Filter { inputs, weight, ..filter }
+}
+
+/// Batch-norm as scale and shift per channel.
+fn affine(weights: &Weights, name: &str, channels: usize, eps: f64) -> Result<(Vec<f64>, Vec<f64>)> {
+    let get = |part: &str| parameter(weights, &format!("{name}.{part}"), &[channels]);
+    let (gain, bias) = (get("weight")?, get("bias")?);
+    let (mean, variance) = (get("running_mean")?, get("running_var")?);
+    let scale: Vec<f64> = gain.iter().zip(&variance).map(|(g, v)| g / (v + eps).sqrt()).collect();
+    let shift = (0..channels).map(|c| bias[c] - mean[c] * scale[c]).collect();
+    Ok((scale, shift))
+}
+
+fn fold(filter: &mut Filter, scale: &[f64], shift: &[f64]) {
+    let per_output = filter.weight.len() / filter.outputs;
+    for (o, row) in filter.weight.chunks_exact_mut(per_output).enumerate() {
+        row.iter_mut().for_each(|w| *w *= scale[o]);
+        filter.bias[o] = filter.bias[o] * scale[o] + shift[o];
+    }
+}
+
+struct Lowering<'a> {
+    graph: &'a Graph,
+    consumers: Vec<Vec<Id>>,
+    /// Nodes that became part of an earlier node's step.
+    taken: Vec<bool>,
+    /// The step that ends at a node.
+    ends: Vec<Option<(Kind, Id, Option<Id>, Act)>>,
+}
+
+impl Lowering<'_> {
+    /// The only consumer of a node, if nobody took it yet.
+    fn next(&self, id: Id) -> Option<Id> {
+        match self.consumers[id][..] {
+            [only] if !self.taken[only] => Some(only),
+            _ => None,
+        }
+    }
+
+    fn take_residual(&mut self, end: &mut Id) -> Option<Id> {
+        let next = self.next(*end)?;
+        if self.graph.nodes[next].op != Op::Add {
+            return None;
+        }
+        let other = *self.graph.nodes[next].inputs.iter().find(|&&i| i != *end)?;
+        self.taken[next] = true;
+        *end = next;
+        Some(other)
+    }
+
+    fn take_act(&mut self, end: &mut Id) -> Act {
+        let Some(next) = self.next(*end) else { return Act::None };
+        let act = match self.graph.nodes[next].op {
+            Op::Relu => Act::Relu,
+            Op::Relu6 => Act::Relu6,
+            _ => return Act::None,
+        };
+        self.taken[next] = true;
+        *end = next;
+        act
+    }
+
+    /// Starts a step at `id` and lets it take what follows.
+    fn fuse(&mut self, id: Id, mut end: Id, kind: Kind) {
+        let input = self.graph.nodes[id].inputs[0];
+        let residual = self.take_residual(&mut end);
+        let act = self.take_act(&mut end);
+        self.ends[end] = Some((kind, input, residual, act));
+    }
+
+    fn visit(&mut self, id: Id, weights: &Weights) -> Result<()> {
+        let node = &self.graph.nodes[id];
+        let input = node.inputs[0];
+        match &node.op {
+            Op::Conv(conv) => {
+                let mut filter = filter(conv, weights)?;
+                let mut end = id;
+                if let Some(next) = self.next(id)
+                    && let Op::BatchNorm { name, channels, eps } = &self.graph.nodes[next].op
+                {
+                    let (scale, shift) = affine(weights, name, *channels, *eps)?;
+                    fold(&mut filter, &scale, &shift);
+                    self.taken[next] = true;
+                    end = next;
+                }
+                let depthwise = conv.groups > 1 && conv.groups == conv.inputs && conv.inputs == conv.outputs;
+                let kind = match depthwise {
+                    true => Kind::Depthwise(filter),
+                    false if conv.groups > 1 => Kind::Dense(densify(filter, conv.groups)),
+                    false => Kind::Dense(filter),
+                };
+                self.fuse(id, end, kind);
+            }
+            Op::Linear { name, inputs, outputs } => {
+                let weight = parameter(weights, &format!("{name}.weight"), &[*outputs, *inputs])?;
+                let bias = parameter(weights, &format!("{name}.bias"), &[*outputs])?;
+                let padding = Padding::default();
+                let (inputs, outputs) = (*inputs, *outputs);
+                let filter = Filter { inputs, outputs, kernel: 1, stride: 1, padding, weight, bias };
+                self.fuse(id, id, Kind::Dense(filter));
+            }
+            Op::BatchNorm { name, channels, eps } => {
+                let (weight, bias) = affine(weights, name, *channels, *eps)?;
+                let padding = Padding::default();
+                let filter = Filter { inputs: 1, outputs: *channels, kernel: 1, stride: 1, padding, weight, bias };
+                self.fuse(id, id, Kind::Depthwise(filter));
+            }
+            Op::Add => {
+                let mut end = id;
+                let act = self.take_act(&mut end);
+                self.ends[end] = Some((Kind::Identity, input, Some(node.inputs[1]), act));
+            }
+            Op::Relu => self.ends[id] = Some((Kind::Identity, input, None, Act::Relu)),
+            Op::Relu6 => self.ends[id] = Some((Kind::Identity, input, None, Act::Relu6)),
+            &Op::MaxPool { kernel, stride, padding } => {
+                self.ends[id] = Some((Kind::MaxPool { kernel, stride, padding }, input, None, Act::None));
+            }
+            &Op::Subsample { stride, before, after } => {
+                self.ends[id] = Some((Kind::Subsample { stride, before, after }, input, None, Act::None));
+            }
+            Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, input, None, Act::None)),
+            Op::Input | Op::Normalise { .. } => bail!("node {id}: an image is normalised once, at the start"),
+        }
+        Ok(())
+    }
+}
+
+/// Fuses a graph into steps.
+pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
+    let count = graph.nodes.len();
+    let mut consumers = vec![Vec::new(); count];
+    for (id, node) in graph.nodes.iter().enumerate() {
+        for &input in &node.inputs {
+            if input >= id {
+                bail!("node {id} reads node {input}, which is not before it");
+            }
+            consumers[input].push(id);
+        }
+    }
+    let (Some(Op::Input), Some(Op::Normalise { mean, std })) =
+        (graph.nodes.first().map(|n| &n.op), graph.nodes.get(1).map(|n| &n.op))
+    else {
+        bail!("a network starts with the input and its normalisation");
+    };
+    let mut lowering = Lowering { graph, consumers, taken: vec![false; count], ends: vec![None; count] };
+    let mut values = vec![None; count];
+    values[1] = Some(0);
+    let mut steps: Vec<Step> = Vec::new();
+    for id in 2..count {
+        if !lowering.taken[id] {
+            lowering.visit(id, weights)?;
+        }
+        if let Some((kind, input, residual, act)) = lowering.ends[id].take() {
+            let value = |node: Id| match values[node] {
+                Some(value) => Ok(value),
+                None => bail!("node {node} is read in an order that cannot be fused"),
+            };
+            let step = Step {
+                kind,
+                input: value(input)?,
+                residual: residual.map(value).transpose()?,
+                output: steps.len() + 1,
+                act,
+            };
+            let on_image = step.input == 0 || step.residual == Some(0);
+            if on_image && !(matches!(step.kind, Kind::Dense(_)) && step.residual != Some(0)) {
+                bail!("only convolutions without groups may read the image");
+            }
+            steps.push(step);
+            values[id] = Some(steps.len());
+        }
+    }
+    if values[count - 1] != Some(steps.len()) || steps.is_empty() {
+        bail!("the last node must give the logits");
+    }
+    Ok(Network { mean: mean.clone(), std: std.clone(), steps, classes: graph.classes })
+}

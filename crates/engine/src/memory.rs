@@ -1,0 +1,175 @@
+//! Aligned floats, layouts with borders, and buffers that are used again.
+
+use crate::kernels::View;
+
+/// A cache line of floats.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// Zeroed floats on cache lines.
+pub(crate) struct Floats {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Floats {
+    pub(crate) fn zeros(len: usize) -> Self {
+        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const f32 {
+        self.lines.as_ptr().cast()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn as_mut(&mut self) -> &mut [f32] {
+        // SAFETY: a line is sixteen floats without padding, and `len` of them are there.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Rows and columns of zeros around a plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Border {
+    pub top: usize,
+    pub bottom: usize,
+    pub left: usize,
+    pub right: usize,
+}
+
+impl Border {
+    /// The border for reads of rows `y.0..=y.1` and columns `x.0..=x.1` of a plane of `rows x columns`.
+    pub(crate) fn reach(y: (isize, isize), x: (isize, isize), rows: usize, columns: usize) -> Self {
+        let over = |last: isize, size: usize| (last + 1 - size as isize).max(0) as usize;
+        let under = |first: isize| (-first).max(0) as usize;
+        Self { top: under(y.0), bottom: over(y.1, rows), left: under(x.0), right: over(x.1, columns) }
+    }
+
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self {
+            top: self.top.max(other.top),
+            bottom: self.bottom.max(other.bottom),
+            left: self.left.max(other.left),
+            right: self.right.max(other.right),
+        }
+    }
+}
+
+/// How one image's activations lie in memory: rows of pixels of `channels` floats (padding included), with a border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub rows: usize,
+    pub columns: usize,
+    pub channels: usize,
+    pub border: Border,
+}
+
+impl Layout {
+    pub(crate) fn row(&self) -> usize {
+        (self.border.left + self.columns + self.border.right) * self.channels
+    }
+
+    /// Floats of one image.
+    pub(crate) fn image(&self) -> usize {
+        (self.border.top + self.rows + self.border.bottom) * self.row()
+    }
+
+    /// The offset of pixel (0, 0).
+    pub(crate) fn origin(&self) -> usize {
+        self.border.top * self.row() + self.border.left * self.channels
+    }
+
+    /// The offset between two pixels.
+    pub(crate) fn offset(&self, y: isize, x: isize) -> isize {
+        y * self.row() as isize + x * self.channels as isize
+    }
+
+    /// A buffer of this layout at `at`.
+    ///
+    /// # Safety
+    /// `at` must point at at least one image.
+    pub(crate) unsafe fn view(&self, at: *mut f32) -> View<f32> {
+        let at = unsafe { at.add(self.origin()) };
+        View { at, image: self.image(), row: self.row(), pixel: self.channels }
+    }
+
+    /// Whether two buffers may share memory one after the other: their zeros are in the same places.
+    fn fits(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
+/// One use of buffers: `writes` is made from `reads`; `over` is the one of them that may be overwritten in place.
+pub(crate) struct Use {
+    pub reads: Vec<usize>,
+    pub writes: Option<usize>,
+    pub over: Option<usize>,
+}
+
+/// Slots of memory, each of one layout for its whole life, so that borders stay zero.
+#[derive(Default)]
+pub(crate) struct Slots {
+    layouts: Vec<Layout>,
+}
+
+impl Slots {
+    /// Gives every buffer a slot such that no two live at once share one. `given` buffers live from the start, `kept`
+    /// ones to the end. Slots of earlier calls are used again.
+    pub(crate) fn assign(&mut self, layouts: &[Layout], uses: &[Use], given: &[usize], kept: &[usize]) -> Vec<usize> {
+        let mut last = vec![0; layouts.len()];
+        for (time, u) in uses.iter().enumerate() {
+            u.reads.iter().chain(&u.writes).for_each(|&buffer| last[buffer] = time);
+        }
+        kept.iter().for_each(|&buffer| last[buffer] = usize::MAX);
+        let mut free = vec![true; self.layouts.len()];
+        let mut slots = vec![usize::MAX; layouts.len()];
+        let mut take = |free: &mut Vec<bool>, layout: &Layout| {
+            let found = (0..free.len()).find(|&slot| free[slot] && self.layouts[slot].fits(layout));
+            let slot = found.unwrap_or_else(|| {
+                self.layouts.push(*layout);
+                free.push(true);
+                free.len() - 1
+            });
+            free[slot] = false;
+            slot
+        };
+        for &buffer in given {
+            slots[buffer] = take(&mut free, &layouts[buffer]);
+        }
+        for (time, u) in uses.iter().enumerate() {
+            if let Some(over) = u.over.filter(|&over| last[over] == time) {
+                free[slots[over]] = true;
+            }
+            if let Some(buffer) = u.writes {
+                slots[buffer] = take(&mut free, &layouts[buffer]);
+            }
+            for &buffer in u.reads.iter().chain(&u.writes) {
+                // A buffer overwritten in place has handed its slot on already.
+                if last[buffer] == time && Some(buffer) != u.over {
+                    free[slots[buffer]] = true;
+                }
+            }
+        }
+        slots
+    }
+
+    /// The offset of each slot for `images` images, and the floats in all.
+    pub(crate) fn place(&self, images: usize) -> (Vec<usize>, usize) {
+        let mut at = 0;
+        let offsets = self.layouts.iter().map(|layout| {
+            let offset = at;
+            at += (layout.image() * images).next_multiple_of(16);
+            offset
+        });
+        (offsets.collect(), at)
+    }
+
+    /// Floats of the largest slot for one image.
+    pub(crate) fn largest(&self) -> usize {
+        self.layouts.iter().map(Layout::image).max().unwrap_or(0)
+    }
+}

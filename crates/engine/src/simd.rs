@@ -1,0 +1,342 @@
+//! Vectors of f32, one trait for every instruction set, chosen at run time.
+//!
+//! A [`Kernel`] is written once over [`Simd`] and compiled for each instruction set: everything it calls is inlined
+//! into a function with the right target features, so one binary carries all paths. AVX-512 and AVX2 use fused
+//! multiply-add and the portable path does not, so the last bits of a result depend on the path, and on nothing else
+//! about the machine.
+
+/// The instruction sets a plan can be compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers.
+    Avx512,
+    /// AVX2 and FMA: 8 lanes, 16 registers.
+    Avx2,
+    /// No intrinsics, 8 lanes: whatever the compiler makes of it.
+    Portable,
+}
+
+impl Isa {
+    /// The instruction sets this processor has, the fastest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        [Self::Avx512, Self::Avx2, Self::Portable].into_iter().filter(|isa| isa.detected()).collect()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detected(self) -> bool {
+        match self {
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+            }
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Portable => true,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detected(self) -> bool {
+        self == Self::Portable
+    }
+
+    /// Floats in a vector.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            Self::Avx512 => 16,
+            Self::Avx2 | Self::Portable => 8,
+        }
+    }
+
+    /// The widest register tile in vectors of output channels.
+    pub(crate) fn widest(self) -> usize {
+        match self {
+            Self::Avx512 | Self::Avx2 => 3,
+            Self::Portable => 1,
+        }
+    }
+
+    /// Runs a kernel with this instruction set.
+    ///
+    /// # Safety
+    /// The processor must have the instruction set, and the kernel's pointers must be valid for what it does.
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: &K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { x86::avx512(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { x86::avx2(kernel) },
+            _ => unsafe { kernel.run::<Portable>() },
+        }
+    }
+}
+
+/// Work over vectors of any width. `run` must be `#[inline(always)]`, as must all it calls with a vector in hand.
+pub(crate) trait Kernel {
+    unsafe fn run<S: Simd>(&self);
+}
+
+/// A vector of f32.
+pub(crate) trait Simd: Copy + 'static {
+    type V: Copy;
+    /// Floats in a vector.
+    const LANES: usize;
+    /// Pixels in the register tile of the matrix kernels.
+    const PIXELS: usize;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn store(to: *mut f32, v: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c - a * b`.
+    unsafe fn fnma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `max(v, 0)`, and NaN for NaN.
+    unsafe fn relu(v: Self::V) -> Self::V;
+    /// `min(v, top)`, and NaN for NaN.
+    unsafe fn cap(v: Self::V, top: Self::V) -> Self::V;
+    /// `v` where `a > b`, else `w`.
+    unsafe fn if_greater(a: Self::V, b: Self::V, v: Self::V, w: Self::V) -> Self::V;
+    /// Stores one bit a lane, the lowest bit first: `0 < v < top`.
+    unsafe fn store_inside(to: *mut u8, v: Self::V, top: Self::V);
+    /// `v` where the lane's stored bit is set, else 0.
+    unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V;
+}
+
+/// Eight floats and no intrinsics.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {
+    let mut v = [0.0; 8];
+    for (i, v) in v.iter_mut().enumerate() {
+        *v = f(i);
+    }
+    v
+}
+
+impl Simd for Portable {
+    type V = [f32; 8];
+    const LANES: usize = 8;
+    const PIXELS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        unsafe { from.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: Self::V) {
+        unsafe { to.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        each(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn fnma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        each(|i| c[i] - a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn relu(v: Self::V) -> Self::V {
+        each(|i| if v[i] < 0.0 { 0.0 } else { v[i] })
+    }
+    #[inline(always)]
+    unsafe fn cap(v: Self::V, top: Self::V) -> Self::V {
+        each(|i| if v[i] > top[i] { top[i] } else { v[i] })
+    }
+    #[inline(always)]
+    unsafe fn if_greater(a: Self::V, b: Self::V, v: Self::V, w: Self::V) -> Self::V {
+        each(|i| if a[i] > b[i] { v[i] } else { w[i] })
+    }
+    #[inline(always)]
+    unsafe fn store_inside(to: *mut u8, v: Self::V, top: Self::V) {
+        let mut bits = 0u8;
+        for i in 0..8 {
+            bits |= u8::from(v[i] > 0.0 && v[i] < top[i]) << i;
+        }
+        unsafe { *to = bits };
+    }
+    #[inline(always)]
+    unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V {
+        let bits = unsafe { *bits };
+        each(|i| if bits >> i & 1 == 1 { v[i] } else { 0.0 })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Kernel, Simd};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub(super) unsafe fn avx512<K: Kernel>(kernel: &K) {
+        unsafe { kernel.run::<Avx512>() }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2<K: Kernel>(kernel: &K) {
+        unsafe { kernel.run::<Avx2>() }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512;
+
+    impl Simd for Avx512 {
+        type V = __m512;
+        const LANES: usize = 16;
+        const PIXELS: usize = 8;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self::V {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self::V {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, v: Self::V) {
+            unsafe { _mm512_storeu_ps(to, v) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn fnma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            unsafe { _mm512_fnmadd_ps(a, b, c) }
+        }
+        // The second operand is returned when either is NaN.
+        #[inline(always)]
+        unsafe fn relu(v: Self::V) -> Self::V {
+            unsafe { _mm512_max_ps(_mm512_setzero_ps(), v) }
+        }
+        #[inline(always)]
+        unsafe fn cap(v: Self::V, top: Self::V) -> Self::V {
+            unsafe { _mm512_min_ps(top, v) }
+        }
+        #[inline(always)]
+        unsafe fn if_greater(a: Self::V, b: Self::V, v: Self::V, w: Self::V) -> Self::V {
+            unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), w, v) }
+        }
+        #[inline(always)]
+        unsafe fn store_inside(to: *mut u8, v: Self::V, top: Self::V) {
+            unsafe {
+                let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, _mm512_setzero_ps());
+                let inside = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(positive, v, top);
+                to.cast::<u16>().write_unaligned(inside);
+            }
+        }
+        #[inline(always)]
+        unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V {
+            unsafe { _mm512_maskz_mov_ps(bits.cast::<u16>().read_unaligned(), v) }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2;
+
+    impl Simd for Avx2 {
+        type V = __m256;
+        const LANES: usize = 8;
+        const PIXELS: usize = 4;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self::V {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self::V {
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, v: Self::V) {
+            unsafe { _mm256_storeu_ps(to, v) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn fnma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            unsafe { _mm256_fnmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn relu(v: Self::V) -> Self::V {
+            unsafe { _mm256_max_ps(_mm256_setzero_ps(), v) }
+        }
+        #[inline(always)]
+        unsafe fn cap(v: Self::V, top: Self::V) -> Self::V {
+            unsafe { _mm256_min_ps(top, v) }
+        }
+        #[inline(always)]
+        unsafe fn if_greater(a: Self::V, b: Self::V, v: Self::V, w: Self::V) -> Self::V {
+            unsafe { _mm256_blendv_ps(w, v, _mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) }
+        }
+        #[inline(always)]
+        unsafe fn store_inside(to: *mut u8, v: Self::V, top: Self::V) {
+            unsafe {
+                let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(v, _mm256_setzero_ps());
+                let below = _mm256_cmp_ps::<_CMP_LT_OQ>(v, top);
+                *to = _mm256_movemask_ps(_mm256_and_ps(positive, below)) as u8;
+            }
+        }
+        #[inline(always)]
+        unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V {
+            unsafe {
+                let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(*bits)), lanes);
+                _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes)))
+            }
+        }
+    }
+}
