@@ -199,6 +199,14 @@ fn typos_and_impossible_cells_are_told_the_file_the_cell_and_the_accepted_names(
     assert!(weights.unwrap_err().to_string().contains("unknown weights `cifar10-resnet21`"));
     let model = changed("table1", Scale::Paper, &[("name = \"resnet\", depth = 50", "name = \"resnet\", depth = 34")]);
     assert!(model.unwrap_err().to_string().contains("the weights belong to"));
+    let epoch = |epoch: &str| {
+        let epoch = format!("epoch = {epoch}");
+        changed("table1", Scale::Demo, &[("epoch = \"best\"", &epoch)]).unwrap_err().to_string()
+    };
+    assert!(epoch("13").contains("epoch: 13 is after the last epoch, 12"));
+    assert!(epoch("3").contains("keep = \"every\""));
+    let imported = changed("table1", Scale::Paper, &[("epoch = \"best\"", "epoch = 12")]);
+    assert!(imported.unwrap_err().to_string().contains("imported weights are epoch 0"));
     let step = changed("smoke", Scale::Demo, &[("{ step = 2 }", "{ step = 3 }")]);
     assert!(step.unwrap_err().to_string().contains("none after 3"));
 }

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use stage::Stage;
+use stage::{Epoch, Stage};
 use stage_attack::Attack;
-use stage_finetune::Finetune;
+use stage_finetune::{Finetune, Keep, Training};
 use stage_report::{Cell, RuleName, TheoryTable};
 use stage_sample::Sample;
 use stage_theory::Theory;
@@ -194,12 +194,56 @@ struct Images {
     count: Option<u64>,
 }
 
+/// What a finetune job is made from.
+struct Making {
+    /// The table of the pipeline file it comes from, for messages.
+    what: &'static str,
+    init: Value,
+    recipe: Option<Table>,
+    defense: Option<Table>,
+    base: Option<String>,
+    files: Vec<PathBuf>,
+}
+
+/// A planned network.
+struct Network {
+    address: String,
+    model: nets::Spec,
+    training: Option<Training>,
+}
+
+impl Network {
+    /// Fails where the weights of this epoch will not be there.
+    fn keeps(&self, epoch: Epoch) -> Result<(), String> {
+        let Some(training) = &self.training else {
+            return match epoch {
+                Epoch::Number(epoch) if epoch > 0 => Err(format!("imported weights are epoch 0, there is no {epoch}")),
+                _ => Ok(()),
+            };
+        };
+        let last = training.epochs;
+        match epoch {
+            Epoch::Number(epoch) if epoch > last => Err(format!("{epoch} is after the last epoch, {last}")),
+            Epoch::Number(epoch) if epoch < last && training.keep != Keep::Every => {
+                Err(format!("the weights of epoch {epoch} are not kept; set `keep = \"every\"` in the recipe"))
+            }
+            Epoch::Best if training.validation == 0.0 => {
+                Err("`best` needs validation images; set `validation` in the recipe, or take `last`".to_owned())
+            }
+            Epoch::Best if training.keep == Keep::Last => {
+                Err("the recipe keeps the last epoch only; set `keep = \"best\"` there, or take `last`".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Planner<'_> {
     /// One cell's jobs; the cell as the report sees it, and the addresses the report reads.
     fn cell(&mut self, base: &Table, layout: &stage_report::Layout) -> Result<(Cell, Vec<String>), Trouble> {
         let base: Base = read(Value::Object(base.clone()))?;
         let images = self.sample("sample", &base.sample)?;
-        let (network, model) = self.network(&base)?;
+        let network = self.network(&base)?;
         let mut params = json!({"defense": base.defense, "attack": base.attack, "goal": base.goal});
         let optional = [
             ("votes", base.votes.map(Value::Object)),
@@ -218,10 +262,11 @@ impl Planner<'_> {
         let (typed, params): (stage_attack::Params, Value) = typed(params)?;
         typed.defense.check().map_err(|reason| format!("defense: {reason}"))?;
         typed.attack.check().map_err(|reason| format!("attack: {reason}"))?;
-        check(&typed, &model, layout)?;
+        network.keeps(typed.epoch).map_err(|reason| format!("epoch: {reason}"))?;
+        check(&typed, &network.model, layout)?;
         check_step(base.step, &typed)?;
 
-        let inputs = [images.address.clone(), network.clone()];
+        let inputs = [images.address, network.address.clone()];
         let attack = self.attack(&typed, &inputs, images.count)?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
@@ -234,7 +279,7 @@ impl Planner<'_> {
         let noise = companions.get(1).unwrap_or(&attack).clone();
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
-        flatten("model.", &json!(model), &mut parameters);
+        flatten("model.", &json!(network.model), &mut parameters);
         flatten("sample.", &Value::Object(base.sample), &mut parameters);
         parameters.insert("finetuned".to_owned(), Value::Bool(base.finetuned));
         let cell = Cell {
@@ -245,9 +290,9 @@ impl Planner<'_> {
             step: base.step,
             none: folder(&none),
             noise: folder(&noise),
-            finetune: folder(&network),
+            finetune: folder(&network.address),
         };
-        Ok((cell, vec![network, none, noise, attack]))
+        Ok((cell, vec![network.address, none, noise, attack]))
     }
 
     /// A sample job from `{source = "name", every = ..., ...}`.
@@ -291,8 +336,8 @@ impl Planner<'_> {
         Ok(Images { address, count })
     }
 
-    /// The finetune jobs of a cell: the address of the network it attacks, and its architecture.
-    fn network(&mut self, base: &Base) -> Result<(String, nets::Spec), Trouble> {
+    /// The finetune jobs of a cell, and the network that it attacks.
+    fn network(&mut self, base: &Base) -> Result<Network, Trouble> {
         let found = match &base.weights {
             Some(used) => self.find(used)?,
             None => None,
@@ -316,21 +361,29 @@ impl Planner<'_> {
         };
         let recipe = if init["name"] == "fresh" {
             let missing = "training: without weights the network must be trained; add [base.training] or `weights`";
-            Some(base.training.as_ref().ok_or_else(|| missing.to_owned())?)
+            Some(base.training.clone().ok_or_else(|| missing.to_owned())?)
         } else {
             None
         };
-        let network = self.finetune("training", &model, init, recipe, None, vec![], files)?;
+        let made = Making { what: "training", init, recipe, defense: None, base: None, files };
+        let network = self.finetune(model, made)?;
         if !base.finetuned {
-            return Ok((network, model));
+            return Ok(network);
         }
         let mut recipe =
             base.finetuning.clone().ok_or("finetuning: `finetuned` needs the recipe [base.finetuning]".to_owned())?;
-        let epoch = recipe.shift_remove("from").unwrap_or_else(|| json!("best"));
-        let init = json!({"name": "finetuned", "epoch": epoch});
-        let tuned =
-            self.finetune("finetuning", &model, init, Some(&recipe), Some(&base.defense), vec![network], vec![])?;
-        Ok((tuned, model))
+        let from = recipe.shift_remove("from").unwrap_or_else(|| json!("best"));
+        let epoch: Epoch = read(from.clone()).map_err(|reason| format!("finetuning.from: {reason}"))?;
+        network.keeps(epoch).map_err(|reason| format!("finetuning.from: {reason}"))?;
+        let made = Making {
+            what: "finetuning",
+            init: json!({"name": "finetuned", "epoch": from}),
+            recipe: Some(recipe),
+            defense: Some(base.defense.clone()),
+            base: Some(network.address),
+            files: vec![],
+        };
+        self.finetune(network.model, made)
     }
 
     /// Weights by name: their architecture and the first place that has them, or nothing where they are to be trained.
@@ -349,21 +402,12 @@ impl Planner<'_> {
     }
 
     /// One finetune job: an import without a recipe, otherwise training on the recipe's sample.
-    #[expect(clippy::too_many_arguments, reason = "one call per kind of network, each argument is one of its parts")]
-    fn finetune(
-        &mut self,
-        what: &str,
-        model: &nets::Spec,
-        init: Value,
-        recipe: Option<&Table>,
-        defense: Option<&Table>,
-        mut inputs: Vec<String>,
-        files: Vec<PathBuf>,
-    ) -> Result<String, Trouble> {
+    fn finetune(&mut self, model: nets::Spec, making: Making) -> Result<Network, Trouble> {
+        let Making { what, init, recipe, defense, base, files } = making;
         let mut params = json!({"model": model, "init": init});
+        let mut inputs: Vec<String> = base.into_iter().collect();
         let mut cost = Cost::default();
-        if let Some(recipe) = recipe {
-            let mut recipe = recipe.clone();
+        if let Some(mut recipe) = recipe {
             let Some(Value::Object(sample)) = recipe.shift_remove("sample") else {
                 return Err(format!("{what}.sample: name the training images, as {{ source = \"...\" }}").into());
             };
@@ -371,8 +415,7 @@ impl Planner<'_> {
             if let Some(seed) = recipe.shift_remove("seed") {
                 params["seed"] = seed;
             }
-            let own = recipe.shift_remove("defense");
-            if let Some(defense) = own.or_else(|| defense.cloned().map(Value::Object)) {
+            if let Some(defense) = recipe.shift_remove("defense").or(defense.map(Value::Object)) {
                 params["defense"] = defense;
             }
             params["training"] = Value::Object(recipe);
@@ -380,11 +423,9 @@ impl Planner<'_> {
             cost.unknown = u64::from(images.count.is_none());
             cost.training_images = images.count.unwrap_or(0);
         }
-        let (typed, params): (stage_finetune::Params, Value) = typed(params).map_err(|reason| match what {
-            "finetuning" => reason.replace("training", "finetuning"),
-            _ => reason,
-        })?;
-        typed.check()?;
+        let named = |reason: String| reason.replace("training", what);
+        let (typed, params): (stage_finetune::Params, Value) = typed(params).map_err(named)?;
+        typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
         let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let address = self.jobs.add(Wanted {
@@ -397,7 +438,7 @@ impl Planner<'_> {
             parts: 1,
             cost,
         })?;
-        Ok(address)
+        Ok(Network { address, model, training: typed.training })
     }
 
     fn attack(
