@@ -3,13 +3,16 @@
 //! Nothing here knows a network, a defense or an attack. A [`Classifier`] maps pixels in `[0, 1]` to logits, a
 //! [`Defense`] maps pixels to pixels, and all chance either of them uses comes from a [`Key`].
 
+mod catalogue;
 mod classifier;
 mod defense;
 mod fraction;
 mod goal;
 mod key;
 mod norm;
+pub mod vote;
 
+pub use catalogue::Entry;
 pub use classifier::Classifier;
 pub use defense::{Defense, Gradient, pullback};
 pub use fraction::Fraction;

@@ -1,0 +1,131 @@
+//! What every attack is, and what it reports.
+
+use std::fmt::Debug;
+
+use candle_core::{Device, Error, Result, Tensor, bail};
+use game::{Fraction, Goal, Key, Norm};
+use rayon::prelude::*;
+
+use crate::{Ball, Victim};
+
+/// Queries of the network per image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Forward evaluations.
+    pub forward: u64,
+    /// Backward evaluations.
+    pub backward: u64,
+}
+
+/// The images after some steps of an attack, and how it got there; every list has one entry per image.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Steps taken.
+    pub step: usize,
+    /// The images `(n, c, h, w)`, f32, in the ball and in `[0, 1]`, in host memory.
+    pub x: Tensor,
+    /// The attack's loss in the last step's draws, before that step moved the image; `None` before the first.
+    pub loss: Option<Vec<f64>>,
+    /// Share of the last gradient's entries that were exactly zero; `None` before the first.
+    pub zero_gradient: Option<Vec<f64>>,
+    /// Gradient entries that were not finite, over all draws of all steps so far; they were taken as 0.
+    pub non_finite: Vec<u64>,
+    /// Forward evaluations of the network per image so far.
+    pub forward_queries: u64,
+    /// Backward evaluations of the network per image so far.
+    pub backward_queries: u64,
+}
+
+impl Snapshot {
+    /// The images before any query.
+    pub(crate) fn unqueried(images: &Images) -> Result<Self> {
+        Ok(Self {
+            step: 0,
+            x: images.tensor()?,
+            loss: None,
+            zero_gradient: None,
+            non_finite: vec![0; images.count()],
+            forward_queries: 0,
+            backward_queries: 0,
+        })
+    }
+}
+
+/// A way to choose, for each image, another one near it.
+pub trait Attack: Debug + Send + Sync {
+    /// Attacks the images `x` `(n, c, h, w)`, f32 in `[0, 1]`, and hands every snapshot to `sink` in the order of steps.
+    ///
+    /// `keys` holds one key per image, of the phase [`game::Phase::Attack`] and the image's id. An image's result
+    /// depends on the image, its entry of the goal and its key, never on its neighbours or on the victim's batch size.
+    /// Step `s`, from 1, draws from `key.at(s)`, and the start from `key.at(0)`.
+    ///
+    /// # Errors
+    /// If the arguments do not fit together, a pixel is outside `[0, 1]`, a query or `sink` fails, or an image leaves
+    /// the ball.
+    fn run(
+        &self,
+        victim: &Victim<'_>,
+        x: &Tensor,
+        goal: &Goal,
+        keys: &[Key],
+        sink: &mut dyn FnMut(Snapshot) -> Result<()>,
+    ) -> Result<()>;
+
+    /// The norm and the budget the perturbation is bounded by; `None` for no perturbation.
+    fn ball(&self) -> Option<(Norm, &Fraction)>;
+
+    /// The number of steps of every snapshot, ascending.
+    fn steps(&self) -> Vec<usize>;
+
+    /// Queries per image of the whole run.
+    fn cost(&self) -> Cost;
+}
+
+/// A batch of images in host memory, as attacks move them.
+#[derive(Clone, Debug)]
+pub(crate) struct Images {
+    pixels: Vec<f32>,
+    dims: (usize, usize, usize, usize),
+}
+
+impl Images {
+    /// The images an attack starts from, after a check that everything fits.
+    pub(crate) fn new(x: &Tensor, goal: &Goal, keys: &[Key]) -> Result<Self> {
+        let dims = x.dims4()?;
+        if keys.len() != dims.0 || goal.classes().len() != dims.0 {
+            bail!("{} images with {} keys and a goal for {}", dims.0, keys.len(), goal.classes().len())
+        }
+        let pixels = x.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        if let Some(pixel) = pixels.iter().find(|pixel| !(0.0..=1.0).contains(*pixel)) {
+            bail!("an attack starts from pixels in [0, 1], not {pixel}")
+        }
+        Ok(Self { pixels, dims })
+    }
+
+    /// The number of images.
+    pub(crate) const fn count(&self) -> usize {
+        self.dims.0
+    }
+
+    /// The number of pixels of one image, over all channels.
+    const fn size(&self) -> usize {
+        self.dims.1 * self.dims.2 * self.dims.3
+    }
+
+    /// `(n, c, h, w)`, f32.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        Tensor::from_slice(&self.pixels, self.dims, &Device::Cpu)
+    }
+
+    /// Moves every image, given its position and its origin.
+    pub(crate) fn each(&mut self, origins: &Self, each: impl Fn(usize, &[f32], &mut [f32]) + Sync) {
+        let size = self.size().max(1);
+        let pairs = self.pixels.par_chunks_mut(size).zip(origins.pixels.par_chunks(size));
+        pairs.enumerate().for_each(|(i, (x, origin))| each(i, origin, x));
+    }
+
+    /// Fails if an image is not in its ball.
+    pub(crate) fn check(&self, origins: &Self, ball: Ball) -> Result<()> {
+        ball.check(&origins.pixels, &self.pixels, self.size()).map_err(Error::wrap)
+    }
+}

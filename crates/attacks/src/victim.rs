@@ -1,0 +1,374 @@
+//! Where network, defense, BPDA and EOT meet: the only way an attack sees what it attacks.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use game::{Classifier, Defense, Goal, Key, pullback};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::Loss;
+
+/// What expectation over transformation averages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mean {
+    /// The gradients of every draw's loss (Athalye et al. 2018; what Gao et al. 2022 use).
+    #[default]
+    Gradients,
+    /// The logits: the gradient of the loss of the mean logits.
+    Logits,
+}
+
+/// Expectation over transformation: how many draws one step looks at, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Eot {
+    /// Draws per image and step, at least 1.
+    pub draws: usize,
+    /// What is averaged over them.
+    pub mean: Mean,
+}
+
+impl Default for Eot {
+    fn default() -> Self {
+        Self { draws: 1, mean: Mean::Gradients }
+    }
+}
+
+impl Eot {
+    /// Whether the parameters make sense.
+    ///
+    /// # Errors
+    /// One sentence: the parameter, its value, and what it must be.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        if self.draws == 0 { Err("eot.draws = 0 must be at least 1".into()) } else { Ok(()) }
+    }
+}
+
+/// The answer to one gradient query; every list has one entry per image.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// The gradient of the loss with respect to the images, `(n, c, h, w)`, f32, in host memory, each image's times
+    /// `2^-log2`, which brings its largest entry to `[1, 2]`. Entries that were not finite in some draw count as 0 there.
+    pub gradient: Tensor,
+    /// What the scaling took out; 0 where the whole gradient is zero.
+    pub log2: Vec<i32>,
+    /// The loss: its mean over the draws, or that of the mean logits.
+    pub loss: Vec<f64>,
+    /// Share of the gradient's entries that are exactly zero.
+    pub zero_gradient: Vec<f64>,
+    /// Entries that were not finite, over all draws.
+    pub non_finite: Vec<u64>,
+    /// Forward evaluations of the network per image.
+    pub forward_queries: u64,
+    /// Backward evaluations of the network per image.
+    pub backward_queries: u64,
+}
+
+impl Query {
+    /// The gradient in its true magnitude, `(n, c, h, w)`, f64; 0 where f64 cannot hold it.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn true_gradient(&self) -> Result<Tensor> {
+        let mut rows = self.gradient.flatten(1, 3)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        for (row, &log2) in rows.iter_mut().zip(&self.log2) {
+            row.iter_mut().for_each(|entry| *entry *= f64::from(log2).exp2());
+        }
+        Tensor::from_vec(rows.concat(), self.gradient.dims(), &Device::Cpu)
+    }
+}
+
+/// A network behind a defense.
+#[derive(Clone, Copy)]
+pub struct Victim<'a> {
+    /// The network.
+    pub net: &'a dyn Classifier,
+    /// The defense before it.
+    pub defense: &'a dyn Defense,
+    /// The largest number of images in one evaluation of the network, at least 1. It changes no result.
+    pub batch: usize,
+}
+
+impl std::fmt::Debug for Victim<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Victim").field("defense", &self.defense).field("batch", &self.batch).finish_non_exhaustive()
+    }
+}
+
+/// The keys of the defense and of the network, from those of the draws.
+fn split(draws: &[Key]) -> (Vec<Key>, Vec<Key>) {
+    draws.iter().map(|key| (key.at(0), key.at(1))).unzip()
+}
+
+/// The elements of a tensor in f64, row-major.
+fn host(x: &Tensor) -> Result<Vec<f64>> {
+    x.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()
+}
+
+/// The gradient of one loss at the logits, scaled.
+#[derive(Clone, Debug)]
+struct Upstream {
+    row: Vec<f64>,
+    log2: i32,
+    loss: f64,
+}
+
+impl Upstream {
+    fn new(loss: Loss, logits: &[f64], class: usize) -> Self {
+        let mut row = vec![0.0; logits.len()];
+        let cotangent = loss.evaluate(logits, class, &mut row);
+        Self { row, log2: cotangent.log2, loss: cotangent.loss }
+    }
+}
+
+impl Victim<'_> {
+    /// Logits `(n, k)` of `(n, c, h, w)`, one draw per image: `keys[i]` is the key of image `i`'s draw.
+    ///
+    /// # Errors
+    /// If shapes and keys do not fit, or the defense or the network fails.
+    pub fn predict(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
+        self.check(x, keys)?;
+        let mut logits = Vec::new();
+        for (chunk, keys) in keys.chunks(self.batch).enumerate() {
+            logits.push(self.forward(&x.narrow(0, chunk * self.batch, keys.len())?, keys)?);
+        }
+        if logits.is_empty() {
+            return Tensor::zeros((0, self.net.classes()), DType::F32, self.net.device());
+        }
+        Tensor::cat(&logits, 0)
+    }
+
+    /// The gradient of the loss with respect to the undefended images, in expectation over the defense.
+    ///
+    /// `keys[i]` is the key of image `i` at this step; its draw `d` has the key `keys[i].at(d)`, of which the defense
+    /// gets `.at(0)` and the network `.at(1)`. The loss is about `goal`'s classes; whether to ascend or to descend is
+    /// the attack's business. Queries are counted as the algorithm asks them, one forward and one backward per draw:
+    /// where the draws of mean logits exceed a batch, the network runs forward twice to save memory.
+    ///
+    /// # Errors
+    /// If the arguments do not fit together, or the defense or the network fails.
+    pub fn gradient(&self, x: &Tensor, goal: &Goal, loss: Loss, eot: Eot, keys: &[Key]) -> Result<Query> {
+        self.check(x, keys)?;
+        eot.check().map_err(candle_core::Error::msg)?;
+        let classes: Vec<usize> = goal.classes().iter().map(|&class| class as usize).collect();
+        if classes.len() != keys.len() {
+            bail!("{} images with a goal for {}", keys.len(), classes.len())
+        }
+        let k = self.net.classes();
+        if let Some(class) = classes.iter().find(|&&class| class >= k || k < 2) {
+            bail!("class {class} is no goal for a network of {k} classes")
+        }
+        let mut sums = vec![Sum::new(x.elem_count() / keys.len().max(1)); keys.len()];
+        let alone = |draw: &Draw, logits: &[f64]| Upstream::new(loss, logits, classes[draw.image]);
+        match eot.mean {
+            Mean::Gradients => self.accumulate(x, keys, eot.draws, self.batch, &mut sums, |draws, logits| {
+                draws.iter().zip(logits.chunks(k)).map(|(draw, logits)| alone(draw, logits)).collect()
+            })?,
+            // All draws of an image in one evaluation, which yields the mean and the gradient at once.
+            Mean::Logits if eot.draws <= self.batch => {
+                let whole = self.batch / eot.draws * eot.draws;
+                self.accumulate(x, keys, eot.draws, whole, &mut sums, |draws, logits| {
+                    let images = draws.chunks(eot.draws).zip(logits.chunks(k * eot.draws));
+                    let means =
+                        images.map(|(draws, logits)| (alone(&draws[0], &mean(logits.chunks(k), k)), draws.len()));
+                    means.flat_map(|(upstream, draws)| std::iter::repeat_n(upstream, draws)).collect()
+                })?;
+            }
+            Mean::Logits => {
+                let means = self.mean_logits(x, keys, eot.draws)?;
+                let upstreams: Vec<Upstream> =
+                    means.iter().zip(&classes).map(|(mean, &class)| Upstream::new(loss, mean, class)).collect();
+                self.accumulate(x, keys, eot.draws, self.batch, &mut sums, |draws, _| {
+                    draws.iter().map(|draw| upstreams[draw.image].clone()).collect()
+                })?;
+            }
+        }
+        Query::new(sums, eot.draws, x)
+    }
+
+    /// Fails unless there is one key per image and room for an image.
+    fn check(&self, x: &Tensor, keys: &[Key]) -> Result<()> {
+        let (n, ..) = x.dims4()?;
+        if n != keys.len() {
+            bail!("{n} images with {} keys: a victim needs one key per image", keys.len())
+        }
+        if self.batch == 0 {
+            bail!("a batch of 0 images evaluates nothing")
+        }
+        Ok(())
+    }
+
+    /// Logits of one batch, one draw per image.
+    fn forward(&self, x: &Tensor, draws: &[Key]) -> Result<Tensor> {
+        let (defense, net) = split(draws);
+        self.net.logits(&self.defense.apply(x, &defense)?.to_device(self.net.device())?, &net)
+    }
+
+    /// Every image's mean logits over its draws.
+    fn mean_logits(&self, x: &Tensor, keys: &[Key], draws: usize) -> Result<Vec<Vec<f64>>> {
+        let k = self.net.classes();
+        let mut rows = Vec::with_capacity(keys.len() * draws * k);
+        for chunk in Draw::all(keys, draws).chunks(self.batch) {
+            rows.extend(host(&self.forward(&Draw::images(x, chunk)?, &Draw::keys(chunk))?)?);
+        }
+        Ok(rows.chunks(draws * k).map(|rows| mean(rows.chunks(k), k)).collect())
+    }
+
+    /// Adds up every draw's gradient in the order of draws, at most `batch` draws at a time.
+    ///
+    /// `upstream` answers the logits of some draws, row by row, with the gradients of the loss there.
+    fn accumulate(
+        &self,
+        x: &Tensor,
+        keys: &[Key],
+        draws: usize,
+        batch: usize,
+        sums: &mut [Sum],
+        upstream: impl Fn(&[Draw], &[f64]) -> Vec<Upstream>,
+    ) -> Result<()> {
+        for chunk in Draw::all(keys, draws).chunks(batch) {
+            let images = Draw::images(x, chunk)?;
+            let (defense, net) = split(&Draw::keys(chunk));
+            let defended = self.defense.apply(&images, &defense)?.to_device(self.net.device())?;
+            let mut upstreams = Vec::new();
+            let above = self.net.input_gradient(&defended, &net, &mut |logits| {
+                upstreams = upstream(chunk, &host(logits)?);
+                let rows: Vec<f64> = upstreams.iter().flat_map(|upstream| upstream.row.iter().copied()).collect();
+                Tensor::from_vec(rows, logits.dims(), &Device::Cpu)?
+                    .to_dtype(logits.dtype())?
+                    .to_device(logits.device())
+            })?;
+            if upstreams.len() != chunk.len() {
+                bail!("the network did not ask for the gradient at its logits")
+            }
+            let below = pullback(self.defense, &images, &defense, &above.to_device(images.device())?)?;
+            add(sums, chunk, &upstreams, &host(&below)?);
+        }
+        Ok(())
+    }
+}
+
+/// One draw of one image.
+#[derive(Clone, Copy, Debug)]
+struct Draw {
+    image: usize,
+    key: Key,
+}
+
+impl Draw {
+    /// All draws, those of one image together.
+    fn all(keys: &[Key], draws: usize) -> Vec<Self> {
+        let draws = 0..draws as u64;
+        keys.iter()
+            .enumerate()
+            .flat_map(|(image, key)| draws.clone().map(move |d| Self { image, key: key.at(d) }))
+            .collect()
+    }
+
+    fn keys(draws: &[Self]) -> Vec<Key> {
+        draws.iter().map(|draw| draw.key).collect()
+    }
+
+    /// The image of every draw.
+    fn images(x: &Tensor, draws: &[Self]) -> Result<Tensor> {
+        let ids: Vec<u32> = draws.iter().map(|draw| draw.image as u32).collect();
+        x.contiguous()?.index_select(&Tensor::from_vec(ids, draws.len(), x.device())?, 0)
+    }
+}
+
+/// The mean of some rows of `k` logits, added in their order.
+fn mean<'a>(rows: impl ExactSizeIterator<Item = &'a [f64]>, k: usize) -> Vec<f64> {
+    let n = rows.len() as f64;
+    let mut mean = vec![0.0; k];
+    for row in rows {
+        mean.iter_mut().zip(row).for_each(|(sum, z)| *sum += z);
+    }
+    mean.iter_mut().for_each(|sum| *sum /= n);
+    mean
+}
+
+/// Gradients of one image's draws, added up in units of `2^log2`, the largest unit so far.
+#[derive(Clone, Debug)]
+struct Sum {
+    entries: Vec<f64>,
+    log2: Option<i32>,
+    loss: f64,
+    non_finite: u64,
+}
+
+/// Adds a batch of draws' gradients to the sums of their images, in the order of draws.
+fn add(sums: &mut [Sum], draws: &[Draw], upstreams: &[Upstream], gradients: &[f64]) {
+    let Some((first, last)) = draws.first().zip(draws.last()) else { return };
+    let size = gradients.len() / draws.len();
+    sums[first.image..=last.image].par_iter_mut().enumerate().for_each(|(i, sum)| {
+        let image = first.image + i;
+        let from = draws.partition_point(|draw| draw.image < image);
+        let to = draws.partition_point(|draw| draw.image <= image);
+        for d in from..to {
+            sum.add(&upstreams[d], &gradients[d * size..][..size]);
+        }
+    });
+}
+
+/// Two to the power `log2`; 0 where that is below the smallest normal number.
+fn pow2(log2: i32) -> f64 {
+    if log2 < -1022 { 0.0 } else { f64::from_bits(((log2.min(1023) + 1023) as u64) << 52) }
+}
+
+impl Sum {
+    fn new(size: usize) -> Self {
+        Self { entries: vec![0.0; size], log2: None, loss: 0.0, non_finite: 0 }
+    }
+
+    fn add(&mut self, upstream: &Upstream, gradient: &[f64]) {
+        self.loss += upstream.loss;
+        self.non_finite += gradient.iter().filter(|entry| !entry.is_finite()).count() as u64;
+        // A draw without gradient says nothing about the unit.
+        if gradient.iter().all(|&entry| entry == 0.0 || !entry.is_finite()) {
+            return;
+        }
+        let unit = self.log2.unwrap_or(upstream.log2);
+        if upstream.log2 > unit {
+            let factor = pow2(unit - upstream.log2);
+            self.entries.iter_mut().for_each(|sum| *sum *= factor);
+        }
+        let unit = unit.max(upstream.log2);
+        let factor = pow2(upstream.log2 - unit);
+        for (sum, &entry) in self.entries.iter_mut().zip(gradient) {
+            if entry.is_finite() {
+                *sum += factor * entry;
+            }
+        }
+        self.log2 = Some(unit);
+    }
+
+    /// The mean over `draws` with its largest entry in `[1, 2]`, and the power of two that was taken out.
+    fn scaled(&self, draws: usize) -> (Vec<f32>, i32) {
+        let n = draws as f64;
+        let largest = self.entries.iter().fold(0.0, |largest, entry| entry.abs().max(largest)) / n;
+        if largest == 0.0 {
+            return (vec![0.0; self.entries.len()], 0);
+        }
+        // The exponent field: right for every normal number, and no worse than 1 for the rest.
+        let log2 = ((largest.to_bits() >> 52) as i32 - 1023).max(-1022);
+        let factor = pow2(-log2);
+        let entries = self.entries.iter().map(|entry| (entry / n * factor) as f32).collect();
+        (entries, log2 + self.log2.unwrap_or(0))
+    }
+}
+
+impl Query {
+    fn new(sums: Vec<Sum>, draws: usize, x: &Tensor) -> Result<Self> {
+        let (gradients, log2): (Vec<Vec<f32>>, _) = sums.iter().map(|sum| sum.scaled(draws)).unzip();
+        let share = |row: &Vec<f32>| row.iter().filter(|&&entry| entry == 0.0).count() as f64 / row.len() as f64;
+        Ok(Self {
+            zero_gradient: gradients.iter().map(share).collect(),
+            gradient: Tensor::from_vec(gradients.concat(), x.dims(), &Device::Cpu)?,
+            log2,
+            loss: sums.iter().map(|sum| sum.loss / draws as f64).collect(),
+            non_finite: sums.iter().map(|sum| sum.non_finite).collect(),
+            forward_queries: draws as u64,
+            backward_queries: draws as u64,
+        })
+    }
+}
