@@ -88,7 +88,7 @@ impl<'a> Document<'a> {
     /// The printed table for a LaTeX document.
     pub(crate) fn latex(&self) -> String {
         let selection = (!self.params.layout.best_over.is_empty()).then_some(Selection::Test);
-        let source = format!("% {}, scale {}: {}", self.params.pipeline, self.params.scale, self.caption());
+        let source = format!("% {}: {}", self.params.pipeline, self.caption());
         format!("{}\n% Needs \\usepackage{{booktabs}}.\n{}", source.replace('\n', " "), self.pivot(selection).latex())
     }
 
@@ -180,7 +180,7 @@ impl<'a> Document<'a> {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        for line in &self.printed {
+        for line in self.printed.iter().filter(|line| line.selection != Some(Selection::HeldOut)) {
             let place = place(line);
             if line.non_finite > 0 {
                 warnings.push(format!(
@@ -212,7 +212,11 @@ impl<'a> Document<'a> {
         let describe = |claim: &crate::Claim| {
             let at: Vec<String> = claim.at.iter().map(|(axis, label)| format!("{axis} {label}")).collect();
             let found = self.lines.iter().filter(|line| claims(claim, line, self.params));
-            let ours: Vec<String> = found.map(interval).collect();
+            let named = |line: &Line| match line.selection {
+                Some(Selection::HeldOut) => format!("cross-fitted {}", interval(line)),
+                _ => interval(line),
+            };
+            let ours: Vec<String> = found.map(named).collect();
             let ours =
                 if ours.is_empty() { "not measured here".to_owned() } else { format!("ours {}", ours.join("; ")) };
             let note = if claim.note.is_empty() { String::new() } else { format!(" ({})", claim.note) };

@@ -1,6 +1,6 @@
 //! The report of the closed forms: values, claims, findings. Every number in the prose is computed from the rows.
 
-use std::fmt::Write as _;
+use std::{cmp::Ordering, fmt::Write as _};
 
 use artifact::{ReportRow, TheoryRow};
 use libm::erfc;
@@ -165,10 +165,13 @@ impl<'a> Theory<'a> {
             100.0 * ours.value
         );
         let source = self.closed().filter(|row| row.quantity == ours.quantity && row.epsilon == ours.epsilon);
-        let nearest = source.min_by(|a, b| (a.value - claim.value).abs().total_cmp(&(b.value - claim.value).abs()))?;
-        if (nearest.value - claim.value).abs() > ROUNDING {
+        let rounds = source.filter(|row| (row.value - claim.value).abs() <= ROUNDING);
+        // Many votes come close to infinitely many: the limit is the simpler explanation.
+        let explains = |row: &&TheoryRow| (row.votes.is_none(), -(row.value - claim.value).abs());
+        let Some(nearest) = rounds.max_by(|a, b| explains(a).partial_cmp(&explains(b)).unwrap_or(Ordering::Equal))
+        else {
             return Some(head);
-        }
+        };
         let limit = 1.0 / (phi(0.0) + phi(2.0));
         let formula = if (nearest.value - limit).abs() < 1e-12 { ", which is 1/(Φ(0) + Φ(2))" } else { "" };
         Some(format!(
@@ -240,7 +243,7 @@ impl<'a> Theory<'a> {
             let all = budgets.len();
             let verdict = if fails.is_empty() { "none".to_owned() } else { format!("epsilon = {}", fails.join(", ")) };
             format!(
-                "Corollary 2's step (less noise, or more votes, makes the trained classifier less robust) fails for {} of \
+                "Corollary 2's step (less noise makes the trained classifier less robust) fails for {} of \
                  {all} budgets on the map: {verdict}.",
                 fails.len()
             )
@@ -248,12 +251,15 @@ impl<'a> Theory<'a> {
     }
 
     fn thresholds(&self) -> Option<String> {
-        let texts: Vec<String> =
-            self.of("robustness_threshold").map(|row| format!("{:.4} at sigma = {}", row.value, row.sigma)).collect();
+        let at = |row: &TheoryRow| match row.value {
+            0.0 => format!("any budget at sigma = {}", row.sigma),
+            value => format!("budgets above {value:.4} at sigma = {}", row.sigma),
+        };
+        let texts: Vec<String> = self.of("robustness_threshold").map(at).collect();
         (!texts.is_empty()).then(|| {
             format!(
-                "The trained classifier (k = 1, one draw) is more robust than the undefended one only for budgets above \
-                 {}; below, it is slightly less robust.",
+                "The trained classifier (k = 1, one draw) is more robust than the undefended one for {}; below, it is \
+                 slightly less robust.",
                 texts.join(", ")
             )
         })
@@ -334,7 +340,11 @@ fn describe(point: &Point) -> String {
     match point.2 {
         None => format!("epsilon = {}, undefended", point.1),
         Some(k) => {
-            let votes = point.3.map_or_else(|| "infinitely many votes".to_owned(), |n| format!("{n} vote(s)"));
+            let votes = match point.3 {
+                None => "infinitely many votes".to_owned(),
+                Some(1) => "a single draw".to_owned(),
+                Some(n) => format!("{n} votes"),
+            };
             format!("k = {k}, sigma = {}, epsilon = {}, {votes}", point.0, point.1)
         }
     }
