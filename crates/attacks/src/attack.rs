@@ -57,6 +57,7 @@ pub trait Attack: Debug + Send + Sync {
     ///
     /// `keys` holds one key per image, of the phase [`game::Phase::Attack`] and the image's id. An image's result
     /// depends on the image, its entry of the goal and its key, never on its neighbours or on the victim's batch size.
+    /// Step `s`, from 1, draws from `key.at(s)`, and the start from `key.at(0)`.
     ///
     /// # Errors
     /// If the arguments do not fit together, a pixel is outside `[0, 1]`, a query or `sink` fails, or an image leaves

@@ -115,7 +115,7 @@ impl Ball {
             let distance = distance(self.norm, o, x);
             let boxed = x.iter().all(|x| (0.0..=1.0).contains(x));
             // Shortening and then measuring a length each round at the last bit of f64.
-            if !boxed || !(distance <= self.eps * (1.0 + 1e-12)) {
+            if !(boxed && distance <= self.eps * (1.0 + 1e-12)) {
                 return Err(OutsideBall { image, distance, ball: *self });
             }
         }

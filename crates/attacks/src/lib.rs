@@ -19,6 +19,8 @@ pub use pgd::Pgd;
 pub use uniform_noise::UniformNoise;
 pub use victim::{Eot, Mean, Query, Victim};
 
+use game::{Fraction, Norm};
+
 game::catalogue! {
     /// Any attack and its parameters.
     dyn Attack {
@@ -29,6 +31,30 @@ game::catalogue! {
 }
 
 impl Spec {
+    /// The norm that bounds the perturbation; `None` for no perturbation.
+    #[must_use]
+    pub fn norm(&self) -> Option<Norm> {
+        self.build().ball().map(|(norm, _)| norm)
+    }
+
+    /// The budget in that norm, in pixel units of `[0, 1]`; `None` for no perturbation.
+    #[must_use]
+    pub fn eps(&self) -> Option<&Fraction> {
+        self.build().ball().map(|(_, eps)| eps)
+    }
+
+    /// The number of steps of every snapshot, ascending.
+    #[must_use]
+    pub fn steps(&self) -> Vec<usize> {
+        self.build().steps()
+    }
+
+    /// Queries per image of the whole run.
+    #[must_use]
+    pub fn cost(&self) -> Cost {
+        self.build().cost()
+    }
+
     /// The attacks whose success this one's must be compared with: no perturbation, and noise in the same ball.
     #[must_use]
     pub fn companions(&self) -> Vec<Self> {

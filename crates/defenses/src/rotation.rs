@@ -72,23 +72,33 @@ fn taps(degrees: f64, shape: Shape, mut each: impl FnMut(usize, usize, f64)) {
     }
 }
 
+/// Adds to `out` the image `x` turned by `degrees`.
+fn rotate<F: Pixel>(degrees: f64, shape: Shape, x: &[F], out: &mut [F]) {
+    taps(degrees, shape, |to, from, weight| {
+        let weight = F::from_f64(weight);
+        for c in (0..shape.len()).step_by(shape.area()) {
+            out[c + to] += weight * x[c + from];
+        }
+    });
+}
+
+/// Adds to `out` the transpose of [`rotate`] at `upstream`.
+fn transpose<F: Pixel>(degrees: f64, shape: Shape, upstream: &[F], out: &mut [F]) {
+    taps(degrees, shape, |to, from, weight| {
+        let weight = F::from_f64(weight);
+        for c in (0..shape.len()).step_by(shape.area()) {
+            out[c + from] += weight * upstream[c + to];
+        }
+    });
+}
+
 impl Kernel for Rotation {
     fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
-        taps(self.angle(key), shape, |to, from, weight| {
-            let weight = F::from_f64(weight);
-            for c in (0..shape.len()).step_by(shape.area()) {
-                out[c + to] += weight * x[c + from];
-            }
-        });
+        rotate(self.angle(key), shape, x, out);
     }
 
     fn backward<F: Pixel>(&self, _: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
-        taps(self.angle(key), shape, |to, from, weight| {
-            let weight = F::from_f64(weight);
-            for c in (0..shape.len()).step_by(shape.area()) {
-                out[c + from] += weight * upstream[c + to];
-            }
-        });
+        transpose(self.angle(key), shape, upstream, out);
     }
 }
 
@@ -103,5 +113,69 @@ impl Defense for Rotation {
 
     fn exact_pullback(&self, x: &Tensor, keys: &[Key], upstream: &Tensor) -> Result<Tensor> {
         kernel::backward(self, x, keys, upstream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Case {
+        channels: usize,
+        height: usize,
+        width: usize,
+        degrees: f64,
+        image: Vec<f64>,
+        upstream: Vec<f64>,
+        rotated: Vec<f64>,
+        gradient: Vec<f64>,
+    }
+
+    #[derive(Deserialize)]
+    struct Golden {
+        cases: Vec<Case>,
+    }
+
+    fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn values_and_gradients_are_kornias() {
+        let golden: Golden = serde_json::from_str(include_str!("../tests/golden/rotation.json")).unwrap();
+        for Case { channels, height, width, degrees, image, upstream, rotated, gradient } in golden.cases {
+            let shape = Shape { channels, height, width };
+            let mut out = vec![0.0; shape.len()];
+            rotate(degrees, shape, &image, &mut out);
+            let forward = largest_difference(&out, &rotated);
+            out.fill(0.0);
+            transpose(degrees, shape, &upstream, &mut out);
+            let backward = largest_difference(&out, &gradient);
+            assert!(forward < 1e-12 && backward < 1e-12, "{shape:?} {degrees}: {forward:e} {backward:e}");
+        }
+    }
+
+    #[test]
+    fn a_quarter_turn_is_anti_clockwise() {
+        let (shape, mut out) = (Shape { channels: 1, height: 2, width: 2 }, [0.0; 4]);
+        rotate(90.0, shape, &[1.0, 2.0, 3.0, 4.0], &mut out);
+        assert!(largest_difference(&out, &[2.0, 4.0, 1.0, 3.0]) < 1e-12, "{out:?}");
+    }
+
+    #[test]
+    fn angles_fill_their_range_and_stay_in_it() {
+        for degrees in [22.5, 45.0, 90.0] {
+            let rotation = Rotation { degrees };
+            let n = 20_000;
+            let angles: Vec<f64> = (0..n).map(|i| rotation.angle(Key::root(4).at(i)) / degrees).collect();
+            let moment = |p: i32| angles.iter().map(|angle| angle.powi(p)).sum::<f64>() / n as f64;
+            assert!(angles.iter().all(|angle| (-1.0..=1.0).contains(angle)));
+            assert!(angles.iter().any(|&angle| angle > 0.999) && angles.iter().any(|&angle| angle < -0.999));
+            // Uniform on [-1, 1]: mean 0, mean square 1/3, within five standard errors.
+            assert!(moment(1).abs() < 5.0 * (1.0 / 3.0 / n as f64).sqrt());
+            assert!((moment(2) - 1.0 / 3.0).abs() < 5.0 * (4.0 / 45.0 / n as f64).sqrt());
+        }
     }
 }
