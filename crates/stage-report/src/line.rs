@@ -65,9 +65,15 @@ pub(crate) fn lines(params: &Params, store: &Store) -> Result<Vec<Line>> {
     let mut rules = vec![&layout.rule];
     rules.extend(layout.more_rules.iter().filter(|&rule| *rule != layout.rule));
     let mut lines = Vec::new();
+    let mut done = Vec::new();
     for rule in rules {
-        for group in groups(params) {
-            lines.extend(of_group(params, store, rule, &group)?);
+        for (index, group) in groups(params).iter().enumerate() {
+            // The first of the votes is all of them where one was asked for: one rule, not two.
+            let same = (index, rule.name, store.votes(group[0], rule)?);
+            if !done.contains(&same) {
+                done.push(same);
+                lines.extend(of_group(params, store, rule, group)?);
+            }
         }
     }
     for line in &mut lines {

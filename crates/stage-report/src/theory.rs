@@ -69,12 +69,12 @@ impl<'a> Theory<'a> {
 
     pub(crate) fn markdown(&self, inputs: &[Input]) -> String {
         let mut text = format!("# {}\n\n{}\n\n", self.params.title, self.params.analysis.trim());
-        let _ = write!(text, "{}{}{}\n", TABLE[0], self.table(), TABLE[1]);
+        let _ = writeln!(text, "{}{}{}", TABLE[0], self.table(), TABLE[1]);
         let claims = self.claims();
         if !claims.rows.is_empty() {
             let _ = write!(text, "## The paper's claims\n\n{}\n", claims.markdown());
         }
-        let _ = write!(text, "## Findings\n\n");
+        text += "## Findings\n\n";
         for finding in self.findings() {
             let _ = write!(text, "- {finding}\n\n");
         }
@@ -86,7 +86,9 @@ impl<'a> Theory<'a> {
 
     /// The closed forms, point by point.
     pub(crate) fn table(&self) -> String {
-        "Closed forms; k is the trained shift of the boundary (– for the undefended classifier).\n\n".to_owned()
+        "Closed forms; k is the trained shift of the boundary (– for the undefended classifier). Every point is in the data \
+         files.\n\n"
+            .to_owned()
             + &self.grid().markdown()
     }
 
@@ -104,7 +106,7 @@ impl<'a> Theory<'a> {
     }
 
     fn grid(&self) -> Grid {
-        let points = unique(self.closed().map(point));
+        let points = unique(self.closed().map(point).filter(|point| self.prints(point)));
         let header = ["sigma", "epsilon", "votes", "k"].into_iter().chain(QUANTITIES).map(str::to_owned).collect();
         let value = |at: Point, quantity: &'static str| {
             let row = self.of(quantity).find(|row| point(row) == at);
@@ -115,6 +117,16 @@ impl<'a> Theory<'a> {
             labels.into_iter().chain(QUANTITIES.map(|quantity| value(*at, quantity))).collect()
         };
         Grid { labels: 4, header, rows: points.iter().map(line).collect() }
+    }
+
+    /// Whether a point is in the printed table: those at the noises and budgets of the paper's claims, if it has any.
+    fn prints(&self, point: &Point) -> bool {
+        let claimed = |name: &str, ours: f64| {
+            let values: Vec<f64> =
+                self.params.paper.iter().filter_map(|claim| claim.at.get(name)?.parse().ok()).collect();
+            values.is_empty() || values.contains(&ours)
+        };
+        (point.2.is_none() || claimed("sigma", point.0)) && claimed("epsilon", point.1)
     }
 
     fn claims(&self) -> Grid {

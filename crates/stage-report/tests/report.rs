@@ -263,6 +263,16 @@ fn rules_the_votes_do_not_support_are_refused() {
 }
 
 #[test]
+fn one_rule_under_two_names_is_counted_once() {
+    let (mut params, ctx) = made_up("twice");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let once = rows(&ctx).len();
+    params.layout.more_rules.push(serde_json::from_value(json!({"name": "majority", "n": 3})).unwrap());
+    stage::run::<Report>(&params, &ctx).unwrap();
+    assert_eq!(rows(&ctx).len(), once);
+}
+
+#[test]
 fn a_layout_with_an_unknown_axis_is_refused() {
     let (mut params, ctx) = made_up("axis");
     params.layout.columns = vec!["gaol".to_owned()];
