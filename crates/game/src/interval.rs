@@ -13,13 +13,17 @@ pub fn wilson(count: u64, of: u64) -> (f64, f64) {
     if of == 0 {
         return (0.0, 1.0);
     }
-    let (p, n) = (count as f64 / of as f64, of as f64);
+    let (low, high) = wilson_rate(count as f64 / of as f64, of as f64);
+    (if count == 0 { 0.0 } else { low }, if count == of { 1.0 } else { high })
+}
+
+/// The Wilson score interval at 95% of a rate observed over `n` independent trials, `n` above zero.
+#[must_use]
+pub fn wilson_rate(rate: f64, n: f64) -> (f64, f64) {
     let square = Z * Z / n;
-    let middle = p + square / 2.0;
-    let reach = Z * (p * (1.0 - p) / n + square / n / 4.0).sqrt();
-    let low = if count == 0 { 0.0 } else { (middle - reach) / (1.0 + square) };
-    let high = if count == of { 1.0 } else { (middle + reach) / (1.0 + square) };
-    (low, high)
+    let middle = rate + square / 2.0;
+    let reach = Z * (rate * (1.0 - rate) / n + square / n / 4.0).sqrt();
+    (((middle - reach) / (1.0 + square)).max(0.0), ((middle + reach) / (1.0 + square)).min(1.0))
 }
 
 #[cfg(test)]

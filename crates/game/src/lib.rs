@@ -18,6 +18,6 @@ pub use classifier::Classifier;
 pub use defense::{Defense, Gradient, pullback};
 pub use fraction::Fraction;
 pub use goal::Goal;
-pub use interval::wilson;
+pub use interval::{wilson, wilson_rate};
 pub use key::{Key, Phase, philox4x32_10};
 pub use norm::Norm;

@@ -1,5 +1,121 @@
-//! Tables and figures from artifacts: Markdown, CSV, JSON and LaTeX.
+//! Tables from artifacts: Markdown, CSV, JSON, LaTeX, and the tidy Parquet.
+//!
+//! Attack tables hold every draw of every image. Here they are joined with their companions, reduced by the rules of
+//! the layout, counted, and laid out; a theory table is laid out as it is.
 
+mod data;
+mod decide;
+mod document;
+mod grid;
+mod line;
+mod outcome;
 mod params;
+mod splice;
+mod theory;
+mod tidy;
 
+use std::path::Path;
+
+use anyhow::Result;
+use artifact::{ReportRow, TheoryRow, Writer, write_atomic};
 pub use params::{Cell, Claim, Layout, Params, Quantity, Rule, RuleName, TheoryTable};
+pub use splice::splice;
+use stage::{Context, Stage, Unfit};
+
+/// The stage `report`.
+#[derive(Debug)]
+pub struct Report;
+
+impl Stage for Report {
+    const NAME: &'static str = "report";
+    const REVISION: u32 = 1;
+    const ABOUT: &'static str = "Tables from artifacts: Markdown, CSV, JSON and LaTeX beside the tidy Parquet";
+    type Params = Params;
+    type Row = ReportRow;
+
+    fn run(params: &Params, ctx: &Context, out: &mut Writer<ReportRow>) -> Result<()> {
+        let report = Files::make(params, ctx)?;
+        let file = |extension| ctx.out.with_extension(extension);
+        write_atomic(&file("json"), tidy::json(&report.rows)?.as_bytes())?;
+        write_atomic(&file("csv"), tidy::csv(&report.rows)?.as_bytes())?;
+        write_atomic(&file("tex"), report.latex.as_bytes())?;
+        write_atomic(&file("md"), report.markdown.as_bytes())?;
+        out.push(&report.rows)?;
+        show(&report.table, &file("md"));
+        Ok(())
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the table is what the user asked for")]
+fn show(table: &str, path: &Path) {
+    println!("\n{table}\n{}", path.display());
+}
+
+/// What a report writes.
+struct Files {
+    rows: Vec<ReportRow>,
+    markdown: String,
+    latex: String,
+    table: String,
+}
+
+impl Files {
+    fn make(params: &Params, ctx: &Context) -> Result<Self> {
+        if params.theory.is_some() { Self::theory(params, ctx) } else { Self::attacks(params, ctx) }
+    }
+
+    fn attacks(params: &Params, ctx: &Context) -> Result<Self> {
+        let lines = line::lines(params, &data::Store::read(ctx)?)?;
+        let document = document::Document::new(params, &lines)?;
+        Ok(Self {
+            rows: lines.iter().map(|line| line.row(params)).collect(),
+            markdown: document.markdown(&ctx.inputs),
+            latex: document.latex(),
+            table: document.table(),
+        })
+    }
+
+    fn theory(params: &Params, ctx: &Context) -> Result<Self> {
+        let table = &params.theory.as_ref().map_or("", |theory| theory.table.as_str());
+        let parts = ctx.read::<TheoryRow>()?;
+        let own = |path: &Path| path.parent() == Some(Path::new(table));
+        let rows: Vec<TheoryRow> =
+            parts.into_iter().filter(|(input, _)| own(&input.path)).flat_map(|(_, rows)| rows).collect();
+        if rows.is_empty() {
+            return Err(Unfit(format!("{table}: no part of this table is among the inputs; make it first")).into());
+        }
+        let theory = theory::Theory::new(params, &rows)?;
+        Ok(Self {
+            rows: theory.report_rows(),
+            markdown: theory.markdown(&ctx.inputs),
+            latex: theory.latex(),
+            table: theory.table(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use artifact::AttackRow;
+
+    /// A row with votes and nothing else of note.
+    pub(crate) fn row(id: u32, label: u32, phase: &str, votes: &[u16]) -> AttackRow {
+        AttackRow {
+            id,
+            label,
+            target: None,
+            phase: phase.to_owned(),
+            step: 0,
+            votes: votes.to_vec(),
+            mean_logits: None,
+            loss: None,
+            linf: 0.0,
+            l2: 0.0,
+            zero_gradient: None,
+            non_finite: 0,
+            forward_queries: 0,
+            backward_queries: 0,
+            delta: None,
+        }
+    }
+}

@@ -64,6 +64,23 @@ pub enum Quantity {
     RobustAccuracy,
 }
 
+impl Quantity {
+    /// Every quantity, in the order of the data files.
+    pub const ALL: [Self; 4] =
+        [Self::BenignAccuracy, Self::AttackSuccessRate, Self::SoftAttackSuccessRate, Self::RobustAccuracy];
+
+    /// The name in the data files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BenignAccuracy => "benign_accuracy",
+            Self::AttackSuccessRate => "attack_success_rate",
+            Self::SoftAttackSuccessRate => "soft_attack_success_rate",
+            Self::RobustAccuracy => "robust_accuracy",
+        }
+    }
+}
+
 /// How the draws of one image become one prediction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +105,19 @@ pub enum RuleName {
     All,
     /// The class with the largest mean logit; needs `keep_logits` in the attack's parameters, and `n` must be null.
     MeanLogits,
+}
+
+impl RuleName {
+    /// The name in the data files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Majority => "majority",
+            Self::Any => "any",
+            Self::All => "all",
+            Self::MeanLogits => "mean-logits",
+        }
+    }
 }
 
 /// One cell: a network, a defense, an attack, a goal, and where their rows are.

@@ -13,7 +13,7 @@ use game::wilson;
 pub use monte_carlo::{Counts, simulate};
 pub use scope::{robustness_gain, robustness_rise, robustness_threshold};
 use serde::{Deserialize, Serialize};
-use stage::{Context, Stage};
+use stage::{Context, Stage, Usage};
 
 /// The points to evaluate: all combinations of the lists.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,7 +110,7 @@ impl Stage for Theory {
     type Row = TheoryRow;
 
     fn run(params: &Params, ctx: &Context, out: &mut Writer<TheoryRow>) -> Result<()> {
-        params.validate()?;
+        params.validate().map_err(|error| Usage(error.to_string()))?;
         let rows = rows(params);
         ctx.announce(&format!("{} values, {} Monte-Carlo samples", rows.len(), params.samples));
         let mine = |&(index, _): &(usize, TheoryRow)| index as u32 % ctx.shard.count == ctx.shard.index;

@@ -1,0 +1,165 @@
+//! Attack tables by folder, and the images of a cell joined with its companions'.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use artifact::AttackRow;
+use serde_json::Value;
+use stage::{Context, Input, Unfit};
+
+use crate::{Cell, Rule, decide::decide, outcome::Outcome};
+
+/// One attack table: its parts and their rows.
+#[derive(Debug, Default)]
+pub(crate) struct Folder {
+    pub parts: Vec<Input>,
+    pub rows: Vec<AttackRow>,
+}
+
+/// Every attack table among the inputs by the folder it is in.
+#[derive(Debug)]
+pub(crate) struct Store {
+    folders: BTreeMap<PathBuf, Folder>,
+}
+
+impl Store {
+    pub(crate) fn read(ctx: &Context) -> Result<Self> {
+        let mut folders: BTreeMap<PathBuf, Folder> = BTreeMap::new();
+        for (input, mut rows) in ctx.read::<AttackRow>()? {
+            let folder = folders.entry(parent(&input.path)).or_default();
+            if let Some(first) = folder.parts.first()
+                && first.provenance.parameters != input.provenance.parameters
+            {
+                let (one, other) = (first.path.display(), input.path.display());
+                return Err(Unfit(format!("{one} and {other} have other parameters; delete the stale one")).into());
+            }
+            folder.parts.push(input);
+            folder.rows.append(&mut rows);
+        }
+        Ok(Self { folders })
+    }
+
+    pub(crate) fn folder(&self, name: &str) -> Result<&Folder, Unfit> {
+        self.folders.get(Path::new(name)).ok_or_else(|| {
+            Unfit(format!("{name}: no part of this attack is among the inputs; make it and name its parts"))
+        })
+    }
+
+    /// The snapshots a cell shows: the step it names, or every step its attack wrote.
+    pub(crate) fn steps(&self, cell: &Cell) -> Result<Vec<u32>, Unfit> {
+        let after = self.folder(&cell.attack)?.rows.iter().filter(|row| row.phase == "after");
+        let steps: BTreeSet<u32> = after.map(|row| row.step).collect();
+        match cell.step {
+            Some(step) if steps.contains(&step) => Ok(vec![step]),
+            Some(step) => Err(Unfit(format!("{}: no snapshot at step {step}, only at {steps:?}", cell.attack))),
+            None if steps.is_empty() => Err(Unfit(format!("{}: no votes after the attack", cell.attack))),
+            None => Ok(steps.into_iter().collect()),
+        }
+    }
+
+    /// How many votes of a cell a rule reduces.
+    pub(crate) fn votes(&self, cell: &Cell, rule: &Rule) -> Result<u32, Unfit> {
+        rule.n.map_or_else(|| self.folder(&cell.attack)?.draws(&cell.attack), Ok)
+    }
+
+    /// What happened to every image of a cell at one step under one rule, in order of the images' ids.
+    pub(crate) fn outcomes(&self, cell: &Cell, step: u32, rule: &Rule) -> Result<Vec<Outcome>, Unfit> {
+        let named = |folder, name: &str| self.companion(folder, name, &cell.attack);
+        let (attack, none) = (self.folder(&cell.attack)?, named(&cell.none, "none")?);
+        let noise = named(&cell.noise, "uniform-noise")?;
+        let before = View::new(none, &cell.none, "before", None)?;
+        let after = View::new(attack, &cell.attack, "after", Some(step))?;
+        let zero = View::new(none, &cell.none, "after", None)?;
+        let noise = View::new(noise, &cell.noise, "after", None)?;
+        for view in [&before, &zero, &noise] {
+            after.same_images(view)?;
+        }
+        let join = |(id, row): (&u32, &&AttackRow)| {
+            let ballot =
+                |view: &View<'_>| decide(view.rows[id], rule, view.draws).map_err(|why| view.refuse(*id, &why));
+            Ok(Outcome::new(row, ballot(&before)?, [ballot(&after)?, ballot(&zero)?, ballot(&noise)?]))
+        };
+        after.rows.iter().map(join).collect()
+    }
+
+    /// A companion's folder; it must hold the attack it is to be, on the goal and the votes of the cell's own attack.
+    fn companion(&self, folder: &str, name: &str, attack: &str) -> Result<&Folder, Unfit> {
+        let found = self.folder(folder)?;
+        let (theirs, ours) = (found.parameters(), self.folder(attack)?.parameters());
+        let held = theirs.pointer("/attack/name").and_then(Value::as_str).unwrap_or_default();
+        if held != name {
+            return Err(Unfit(format!("{folder}: holds the attack `{held}`, the companion must be `{name}`")));
+        }
+        for key in ["goal", "votes", "defense"] {
+            if theirs.get(key) != ours.get(key) {
+                return Err(Unfit(format!("{folder}: its `{key}` is not that of {attack}; plan both again")));
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Folder {
+    fn parameters(&self) -> &Value {
+        &self.parts[0].provenance.parameters
+    }
+
+    /// The draws each vote was asked to have.
+    fn draws(&self, name: &str) -> Result<u32, Unfit> {
+        let draws = self.parameters().pointer("/votes/draws").and_then(Value::as_u64);
+        draws
+            .and_then(|draws| u32::try_from(draws).ok())
+            .ok_or_else(|| Unfit(format!("{name}: its provenance does not say how many votes were asked for")))
+    }
+}
+
+fn parent(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).to_owned()
+}
+
+/// The rows of one phase and step of a folder by image.
+struct View<'a> {
+    folder: &'a str,
+    /// The draws each vote was made for.
+    draws: u32,
+    rows: BTreeMap<u32, &'a AttackRow>,
+}
+
+impl<'a> View<'a> {
+    /// The rows of `phase` at `step`, or at the last step there is.
+    fn new(folder: &'a Folder, name: &'a str, phase: &str, step: Option<u32>) -> Result<Self, Unfit> {
+        let of_phase = || folder.rows.iter().filter(|row| row.phase == phase);
+        let Some(step) = step.or_else(|| of_phase().map(|row| row.step).max()) else {
+            return Err(Unfit(format!("{name}: no votes `{phase}` the attack; delete the folder and make it again")));
+        };
+        let mut rows = BTreeMap::new();
+        for row in of_phase().filter(|row| row.step == step) {
+            if rows.insert(row.id, row).is_some() {
+                return Err(Unfit(format!("{name}: image {} stands there twice ({phase}, step {step})", row.id)));
+            }
+        }
+        Ok(Self { folder: name, draws: folder.draws(name)?, rows })
+    }
+
+    fn same_images(&self, other: &Self) -> Result<(), Unfit> {
+        let (one, two) = (self.folder, other.folder);
+        let only = |a: &Self, b: &Self| a.rows.keys().find(|id| !b.rows.contains_key(id)).copied();
+        if let Some(id) = only(self, other).or_else(|| only(other, self)) {
+            return Err(Unfit(format!("{one} and {two} hold different images: {id} is in one of them only")));
+        }
+        for (id, row) in &self.rows {
+            let match_ = other.rows[id];
+            if (row.label, row.target) != (match_.label, match_.target) {
+                return Err(Unfit(format!("{one} and {two} disagree about the label or the target of image {id}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, id: u32, why: &str) -> Unfit {
+        Unfit(format!("{}: image {id}: {why}", self.folder))
+    }
+}

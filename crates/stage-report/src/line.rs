@@ -1,0 +1,240 @@
+//! The numbers of a report: every quantity of every cell, and of the best over some axes.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use artifact::ReportRow;
+use serde_json::{Map, Value, json};
+use stage::Unfit;
+
+use crate::{
+    Cell, Claim, Params, Quantity, Rule,
+    data::Store,
+    outcome::{After, Outcome, best, cross_fit, gradients, queries, rate},
+};
+
+/// How the point of the `best_over` axes was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Selection {
+    /// On the images it is judged on.
+    Test,
+    /// On the other half of the images.
+    HeldOut,
+}
+
+impl Selection {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::HeldOut => "held-out",
+        }
+    }
+}
+
+/// One number with everything that is said about it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Line {
+    /// Axis to label.
+    pub at: BTreeMap<String, String>,
+    pub parameters: BTreeMap<String, Value>,
+    pub protocol: String,
+    pub rule: Rule,
+    /// Votes the rule reduces.
+    pub votes: u32,
+    /// Attack steps; none where several chosen cells differ.
+    pub step: Option<u32>,
+    /// Whether this is the step the printed table shows.
+    pub last: bool,
+    pub selection: Option<Selection>,
+    pub quantity: Quantity,
+    pub value: Option<f64>,
+    pub interval: Option<(f64, f64)>,
+    pub numerator: u64,
+    pub denominator: u64,
+    pub zero: Option<f64>,
+    pub noise: Option<f64>,
+    pub queries: Option<(f64, f64)>,
+    pub zero_gradient: Option<f64>,
+    pub non_finite: u64,
+    pub paper: Option<f64>,
+}
+
+/// All numbers, rule by rule, group by group (cells that differ in the `best_over` axes only).
+pub(crate) fn lines(params: &Params, store: &Store) -> Result<Vec<Line>> {
+    let layout = &params.layout;
+    let mut rules = vec![&layout.rule];
+    rules.extend(layout.more_rules.iter().filter(|&rule| *rule != layout.rule));
+    let mut lines = Vec::new();
+    let mut done = Vec::new();
+    for rule in rules {
+        for (index, group) in groups(params).iter().enumerate() {
+            // The first of the votes is all of them where one was asked for: one rule, not two.
+            let same = (index, rule.name, store.votes(group[0], rule)?);
+            if !done.contains(&same) {
+                done.push(same);
+                lines.extend(of_group(params, store, rule, group)?);
+            }
+        }
+    }
+    for line in &mut lines {
+        line.paper = params.paper.iter().find(|claim| claims(claim, line, params)).map(|claim| claim.value);
+    }
+    Ok(lines)
+}
+
+/// Whether a claim is about this line: of the printed rule and step, and of the best where the best is taken, unless
+/// the claim names one of the axes over which it is taken.
+pub(crate) fn claims(claim: &Claim, line: &Line, params: &Params) -> bool {
+    let layout = &params.layout;
+    let best = !layout.best_over.is_empty() && !layout.best_over.iter().any(|axis| claim.at.contains_key(axis));
+    claim.quantity == line.quantity.name()
+        && line.rule == layout.rule
+        && line.last
+        && line.selection.is_some() == best
+        && claim.at.iter().all(|(axis, label)| line.at.get(axis) == Some(label))
+}
+
+fn groups(params: &Params) -> Vec<Vec<&Cell>> {
+    let mut groups: Vec<(BTreeMap<&String, &String>, Vec<&Cell>)> = Vec::new();
+    for cell in &params.cells {
+        let key = cell.at.iter().filter(|(axis, _)| !params.layout.best_over.contains(axis)).collect();
+        match groups.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, cells)) => cells.push(cell),
+            None => groups.push((key, vec![cell])),
+        }
+    }
+    groups.into_iter().map(|(_, cells)| cells).collect()
+}
+
+fn of_group(params: &Params, store: &Store, rule: &Rule, cells: &[&Cell]) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let mut candidates = Vec::new();
+    for &cell in cells {
+        let steps = store.steps(cell)?;
+        for &step in &steps {
+            let images = store.outcomes(cell, step, rule)?;
+            let last = Some(&step) == steps.last();
+            let line = Draft { cell, rule, votes: store.votes(cell, rule)?, step: Some(step), last, selection: None };
+            lines.extend(line.quantities(&images));
+            if last {
+                candidates.push((step, images));
+            }
+        }
+    }
+    if params.layout.best_over.is_empty() {
+        return Ok(lines);
+    }
+    let (steps, candidates): (Vec<u32>, Vec<Vec<Outcome>>) = candidates.into_iter().unzip();
+    same_images(cells, &candidates)?;
+    let votes = store.votes(cells[0], rule)?;
+    let mut selected = |chosen: &[usize], images: &[Outcome], selection| {
+        let cell = merge(cells, chosen);
+        let step = chosen.iter().all(|&i| steps[i] == steps[chosen[0]]).then(|| steps[chosen[0]]);
+        let draft = Draft { cell: &cell, rule, votes, step, last: true, selection: Some(selection) };
+        lines.extend(draft.quantities(images));
+    };
+    let chosen = best(&candidates, |_| true);
+    selected(&[chosen], &candidates[chosen], Selection::Test);
+    let (images, chosen) = cross_fit(&candidates);
+    selected(&chosen, &images, Selection::HeldOut);
+    Ok(lines)
+}
+
+fn same_images(cells: &[&Cell], candidates: &[Vec<Outcome>]) -> Result<(), Unfit> {
+    for (cell, images) in cells.iter().zip(candidates) {
+        if !images.iter().map(|image| image.id).eq(candidates[0].iter().map(|image| image.id)) {
+            let (one, other) = (&cells[0].attack, &cell.attack);
+            return Err(Unfit(format!("{one} and {other} hold different images; the best of them cannot be taken")));
+        }
+    }
+    Ok(())
+}
+
+/// The chosen cells as one: labels side by side where they differ, parameters where they agree.
+fn merge(cells: &[&Cell], chosen: &[usize]) -> Cell {
+    let mut cell = cells[chosen[0]].clone();
+    for &other in &chosen[1..] {
+        let other = cells[other];
+        for (axis, label) in &mut cell.at {
+            if other.at.get(axis) != Some(label) {
+                *label = format!("{label} | {}", other.at.get(axis).map_or("", String::as_str));
+            }
+        }
+        cell.parameters.retain(|name, value| other.parameters.get(name) == Some(value));
+    }
+    cell
+}
+
+struct Draft<'a> {
+    cell: &'a Cell,
+    rule: &'a Rule,
+    votes: u32,
+    step: Option<u32>,
+    last: bool,
+    selection: Option<Selection>,
+}
+
+impl Draft<'_> {
+    fn quantities(&self, images: &[Outcome]) -> Vec<Line> {
+        Quantity::ALL.into_iter().filter_map(|quantity| self.line(quantity, images)).collect()
+    }
+
+    fn line(&self, quantity: Quantity, images: &[Outcome]) -> Option<Line> {
+        let ours = rate(quantity, images, After::Attack)?;
+        // Benign accuracy is about no attack at all: it has no baselines and no queries.
+        let attacked = quantity != Quantity::BenignAccuracy;
+        let baseline = |after| rate(quantity, images, after).filter(|_| attacked).and_then(|rate| rate.value());
+        let (zero_gradient, non_finite) = gradients(images);
+        Some(Line {
+            at: self.cell.at.clone(),
+            parameters: self.cell.parameters.clone(),
+            protocol: self.cell.protocol.clone(),
+            rule: self.rule.clone(),
+            votes: self.votes,
+            step: self.step,
+            last: self.last,
+            selection: self.selection,
+            quantity,
+            value: ours.value(),
+            interval: ours.interval(),
+            numerator: ours.numerator,
+            denominator: ours.denominator,
+            zero: baseline(After::Zero),
+            noise: baseline(After::Noise),
+            queries: queries(images).filter(|_| attacked),
+            zero_gradient,
+            non_finite,
+            paper: None,
+        })
+    }
+}
+
+impl Line {
+    /// The tidy row: labels of the axes, then every parameter of the cell, then rule, votes, step and selection.
+    pub(crate) fn row(&self, params: &Params) -> ReportRow {
+        let mut parameters: Map<String, Value> =
+            self.at.iter().map(|(axis, label)| (axis.clone(), json!(label))).collect();
+        parameters.extend(self.parameters.clone());
+        parameters.insert("rule".to_owned(), json!(self.rule.name.name()));
+        parameters.insert("votes".to_owned(), json!(self.votes));
+        parameters.insert("step".to_owned(), json!(self.step));
+        parameters.insert("selection".to_owned(), json!(self.selection.map(Selection::name)));
+        ReportRow {
+            pipeline: params.pipeline.clone(),
+            scale: params.scale.clone(),
+            protocol: self.protocol.clone(),
+            quantity: self.quantity.name().to_owned(),
+            parameters: Value::Object(parameters).to_string(),
+            value: self.value,
+            low: self.interval.map(|interval| interval.0),
+            high: self.interval.map(|interval| interval.1),
+            numerator: Some(self.numerator),
+            denominator: Some(self.denominator),
+            baseline_zero: self.zero,
+            baseline_noise: self.noise,
+            forward_queries: self.queries.map(|queries| queries.0),
+            backward_queries: self.queries.map(|queries| queries.1),
+            paper: self.paper,
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The whole stage on made-up tables.
+
+use std::{collections::BTreeMap, env, fs, path::Path, sync::LazyLock};
+
+use artifact::{AttackRow, Provenance, ReportRow, Row, Shard, TheoryRow, Writer};
+use serde_json::{Value, json};
+use stage::{Context, Input};
+use stage_report::{Params, Report, splice};
+use tempfile::TempDir;
+
+/// A scratch folder that every test works below, so that paths in reports are short and always the same.
+static SCRATCH: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    env::set_current_dir(&folder).expect("the scratch folder can be entered");
+    folder
+});
+
+const IMAGES: u32 = 8;
+
+/// What the images answer after an attack: for each the number of its 3 draws that are the label's.
+type Right = [u16; IMAGES as usize];
+
+fn write<R: Row>(folder: &str, parameters: &Value, parts: &[Vec<R>]) -> Vec<Input> {
+    LazyLock::force(&SCRATCH);
+    let part = |(index, rows): (usize, &Vec<R>)| {
+        let path = format!("{folder}/part-{index}-of-{}.parquet", parts.len());
+        let provenance = Provenance {
+            kind: R::KIND.to_owned(),
+            stage: R::KIND.to_owned(),
+            revision: 1,
+            parameters: parameters.clone(),
+            shard: Shard { index: index as u32, count: parts.len() as u32 },
+            inputs: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            environment: BTreeMap::new(),
+        };
+        let mut out = Writer::create(Path::new(&path), provenance).unwrap();
+        out.push(rows).unwrap();
+        out.finish().unwrap();
+        Input::open(Path::new(&path)).unwrap()
+    };
+    parts.iter().enumerate().map(part).collect()
+}
+
+/// Labels are 1; draws that are not the label's are class 9, the target.
+fn votes(id: u32, phase: &str, step: u32, target: Option<u32>, right: u16) -> AttackRow {
+    AttackRow {
+        id,
+        label: 1,
+        target,
+        phase: phase.to_owned(),
+        step,
+        votes: (0..3).map(|draw| if draw < right { 1 } else { 9 }).collect(),
+        mean_logits: None,
+        loss: None,
+        linf: 0.0,
+        l2: 0.0,
+        zero_gradient: (step > 0).then_some(0.25),
+        non_finite: 0,
+        forward_queries: u64::from(step),
+        backward_queries: u64::from(step),
+        delta: None,
+    }
+}
+
+fn parameters(attack: &str, targeted: bool, stop: &str) -> Value {
+    let goal = if targeted { json!({"name": "targeted", "class": 9}) } else { json!({"name": "untargeted"}) };
+    json!({"attack": {"name": attack}, "goal": goal, "votes": {"draws": 3, "stop": stop}, "defense": {"name": "rotation"}})
+}
+
+/// Attack rows in two shards, in reverse order of ids: the report must not care.
+fn attack(folder: &str, name: &str, targeted: bool, phases: &[(&str, u32, Right)]) -> Vec<Input> {
+    let target = targeted.then_some(9);
+    let rows = |shard: u32| {
+        let images = (0..IMAGES).rev().filter(move |id| id % 2 == shard);
+        let of = |id: u32| {
+            phases.iter().map(move |(phase, step, right)| votes(id, phase, *step, target, right[id as usize]))
+        };
+        images.flat_map(of).collect::<Vec<_>>()
+    };
+    write(folder, &parameters(name, targeted, "never"), &[rows(0), rows(1)])
+}
+
+/// Two goals, two step sizes of which the best is taken, 8 images. Image 7 is wrong before any attack (as the target).
+fn made_up(name: &str) -> (Params, Context) {
+    let before: Right = [3, 3, 3, 3, 2, 2, 2, 1];
+    let mut inputs = Vec::new();
+    let mut cells = Vec::new();
+    for targeted in [false, true] {
+        let goal = if targeted { "targeted" } else { "untargeted" };
+        let folder = |attack: &str| format!("{name}/attack/{attack}--{goal}");
+        let zero: Right = [3, 3, 3, 3, 2, 2, 1, 3];
+        inputs.extend(attack(&folder("none"), "none", targeted, &[("before", 0, before), ("after", 0, zero)]));
+        let noise: Right = [3, 3, 3, 1, 2, 2, 1, 1];
+        inputs.extend(attack(&folder("noise"), "uniform-noise", targeted, &[("after", 0, noise)]));
+        for (size, right) in [("1/255", [0, 0, 3, 0, 3, 0, 3, 0]), ("2/255", [0, 3, 0, 0, 0, 3, 0, 0])] {
+            let pgd = folder(&format!("pgd-{}", &size[..1]));
+            let halfway: Right = [1, 3, 3, 3, 3, 3, 3, 3];
+            inputs.extend(attack(&pgd, "pgd", targeted, &[("after", 10, halfway), ("after", 50, right)]));
+            cells.push(json!({
+                "at": {"goal": goal, "attack": "pgd-50_eot-1", "step_size": size},
+                "parameters": {"attack.name": "pgd", "attack.step_size": size, "attack.eot": 1, "seed": 0},
+                "protocol": "corrected", "attack": pgd, "none": folder("none"), "noise": folder("noise"),
+                "finetune": "finetune/x",
+            }));
+        }
+    }
+    let params = json!({
+        "pipeline": "made-up", "scale": "demo", "title": "Made-up rows", "analysis": "Eight images, three votes.\n",
+        "layout": {"rows": ["attack"], "columns": ["goal"], "best_over": ["step_size"],
+                   "more_rules": [{"name": "all"}, {"name": "majority", "n": 1}]},
+        "cells": cells,
+        "paper": [{"at": {"goal": "targeted"}, "value": 0.99, "note": "table 1"},
+                  {"at": {"goal": "elsewhere"}, "value": 1.0}],
+    });
+    let mut ctx = Context::new(format!("{name}/report/made-up.parquet"));
+    ctx.inputs = inputs;
+    (serde_json::from_value(params).unwrap(), ctx)
+}
+
+fn error(params: &Params, ctx: &Context) -> String {
+    let error = stage::run::<Report>(params, ctx).unwrap_err();
+    assert!(!ctx.out.exists(), "a failed report leaves no table");
+    format!("{error:#}")
+}
+
+fn rows(ctx: &Context) -> Vec<ReportRow> {
+    artifact::read(&ctx.out).unwrap().1
+}
+
+/// Rows of a quantity whose parameters include these.
+fn find(rows: &[ReportRow], quantity: &str, parameters: &Value) -> Vec<ReportRow> {
+    let has = |row: &&ReportRow| {
+        let ours: Value = serde_json::from_str(&row.parameters).unwrap();
+        row.quantity == quantity
+            && parameters.as_object().unwrap().iter().all(|(name, value)| ours.get(name) == Some(value))
+    };
+    rows.iter().filter(has).cloned().collect()
+}
+
+#[track_caller]
+fn counts(rows: &[ReportRow], quantity: &str, parameters: &Value) -> (u64, u64) {
+    let found = find(rows, quantity, parameters);
+    assert_eq!(found.len(), 1, "{quantity} at {parameters}: {found:?}");
+    (found[0].numerator.unwrap(), found[0].denominator.unwrap())
+}
+
+#[test]
+fn made_up_rows_give_the_rates_counted_by_hand() {
+    let (params, ctx) = made_up("rates");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let rows = rows(&ctx);
+    let at = |step: u32, size: &str, rule: &str, votes: u32| json!({"goal": "untargeted", "step": step, "attack.step_size": size, "rule": rule, "votes": votes, "selection": null});
+    let majority = at(50, "1/255", "majority", 3);
+    assert_eq!(counts(&rows, "benign_accuracy", &majority), (7, 8));
+    // Of images 0 to 6, right before, the attack turns 0, 1, 3, 5.
+    assert_eq!(counts(&rows, "attack_success_rate", &majority), (4, 7));
+    assert_eq!(counts(&rows, "soft_attack_success_rate", &majority), (12, 21));
+    assert_eq!(counts(&rows, "robust_accuracy", &majority), (3, 8));
+    // Halfway only image 0 fell.
+    assert_eq!(counts(&rows, "attack_success_rate", &at(10, "1/255", "majority", 3)), (1, 7));
+    let row = &find(&rows, "attack_success_rate", &majority)[0];
+    // Fresh draws alone turn image 6, uniform noise 3 and 6.
+    assert_eq!((row.baseline_zero, row.baseline_noise), (Some(1.0 / 7.0), Some(2.0 / 7.0)));
+    assert_eq!((row.forward_queries, row.backward_queries), (Some(50.0), Some(50.0)));
+    assert_eq!((row.protocol.as_str(), row.paper), ("corrected", None));
+    // scipy.stats.binomtest(4, 7).proportion_ci(method="wilson")
+    assert!(
+        (row.low.unwrap() - 0.250458364528).abs() < 1e-9 && (row.high.unwrap() - 0.841780144749).abs() < 1e-9,
+        "{row:?}"
+    );
+    // The objective under `all`: every draw wrong. Before, no image is (image 7 has one right draw); after, 0, 1, 3, 5, 7.
+    assert_eq!(counts(&rows, "attack_success_rate", &at(50, "1/255", "all", 3)), (5, 8));
+    assert_eq!(counts(&rows, "benign_accuracy", &at(50, "1/255", "all", 3)), (4, 8));
+    // One vote: image 7 is right before as well.
+    assert_eq!(counts(&rows, "benign_accuracy", &at(50, "1/255", "majority", 1)), (8, 8));
+}
+
+#[test]
+fn the_best_step_size_is_chosen_on_these_images_and_cross_fitted() {
+    let (params, ctx) = made_up("best");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let rows = rows(&ctx);
+    let of = |selection: &str| json!({"goal": "targeted", "rule": "majority", "votes": 3, "selection": selection});
+    // 1/255 turns 0, 1, 3, 5 and 2/255 turns 0, 2, 3, 4, 6: five are best.
+    assert_eq!(counts(&rows, "attack_success_rate", &of("test")), (5, 7));
+    let test = &find(&rows, "attack_success_rate", &of("test"))[0];
+    assert!(test.parameters.contains(r#""step_size":"2/255""#), "{}", test.parameters);
+    assert_eq!(test.paper, Some(0.99));
+    // Even positions favour 2/255 (0, 2, 4, 6), odd ones 1/255 (1, 3, 5). Judged on the others: 1/255 turns 0 of the even
+    // ones, 2/255 turns 3 of the odd ones.
+    assert_eq!(counts(&rows, "attack_success_rate", &of("held-out")), (2, 7));
+    let held_out = &find(&rows, "attack_success_rate", &of("held-out"))[0];
+    assert!(held_out.parameters.contains(r#""step_size":"2/255 | 1/255""#), "{}", held_out.parameters);
+    assert!(!held_out.parameters.contains("attack.step_size"), "{}", held_out.parameters);
+}
+
+#[test]
+fn documents_are_as_they_were() {
+    let (params, ctx) = made_up("documents");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let text = |extension: &str| fs::read_to_string(ctx.out.with_extension(extension)).unwrap();
+    let without_digests = |text: String| {
+        let line = |line: &str| line.split("  # sha256 ").next().unwrap_or_default().to_owned();
+        text.lines().map(line).collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!("markdown", without_digests(text("md")));
+    insta::assert_snapshot!("latex", text("tex"));
+    let json: Vec<serde_json::Map<String, Value>> = serde_json::from_str(&text("json")).unwrap();
+    let csv = text("csv");
+    assert_eq!((json.len(), csv.lines().count()), (rows(&ctx).len(), json.len() + 1));
+    let header: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    assert_eq!(header, json[0].keys().collect::<Vec<_>>());
+    // Once more: the same bytes.
+    let before = ["md", "tex", "json", "csv"].map(text);
+    stage::run::<Report>(&params, &ctx).unwrap();
+    assert_eq!(["md", "tex", "json", "csv"].map(text), before);
+}
+
+#[test]
+fn a_missing_or_wrong_companion_is_named() {
+    let (params, mut ctx) = made_up("companion");
+    let all = ctx.inputs.clone();
+    ctx.inputs.retain(|input| !input.path.starts_with("companion/attack/noise--untargeted"));
+    let text = error(&params, &ctx);
+    assert!(text.contains("companion/attack/noise--untargeted: no part of this attack"), "{text}");
+    ctx.inputs = all;
+    let mut wrong = params.clone();
+    wrong.cells[0].none = wrong.cells[0].noise.clone();
+    assert!(error(&wrong, &ctx).contains("the companion must be `none`"));
+    let mut crossed = params;
+    crossed.cells[0].none = crossed.cells[2].none.clone();
+    assert!(error(&crossed, &ctx).contains("its `goal` is not that of"));
+}
+
+#[test]
+fn different_images_are_refused() {
+    let (params, mut ctx) = made_up("images");
+    let folder = "images/attack/noise--untargeted";
+    ctx.inputs.retain(|input| !input.path.starts_with(folder));
+    let rows = (0..IMAGES - 1).map(|id| votes(id, "after", 0, None, 3)).collect();
+    fs::remove_dir_all(folder).unwrap();
+    ctx.inputs.extend(write(folder, &parameters("uniform-noise", false, "never"), &[rows]));
+    let text = error(&params, &ctx);
+    assert!(text.contains("hold different images: 7 is in one of them only"), "{text}");
+}
+
+#[test]
+fn rules_the_votes_do_not_support_are_refused() {
+    let (mut params, mut ctx) = made_up("stopped");
+    let folder = "stopped/attack/pgd-1--untargeted";
+    ctx.inputs.retain(|input| !input.path.starts_with(folder));
+    fs::remove_dir_all(folder).unwrap();
+    let stopped = |id| AttackRow { votes: vec![9, 9], ..votes(id, "after", 50, None, 0) };
+    let parameters = parameters("pgd", false, "never");
+    ctx.inputs.extend(write(folder, &parameters, &[(0..IMAGES).map(stopped).collect()]));
+    assert!(error(&params, &ctx).contains("image 0: its vote stopped early after 2 draws"));
+    params.layout.more_rules.clear();
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let at = json!({"goal": "untargeted", "attack.step_size": "1/255", "selection": null});
+    assert_eq!(counts(&rows(&ctx), "attack_success_rate", &at), (7, 7));
+    assert!(find(&rows(&ctx), "soft_attack_success_rate", &at).is_empty());
+}
+
+#[test]
+fn one_rule_under_two_names_is_counted_once() {
+    let (mut params, ctx) = made_up("twice");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let once = rows(&ctx).len();
+    params.layout.more_rules.push(serde_json::from_value(json!({"name": "majority", "n": 3})).unwrap());
+    stage::run::<Report>(&params, &ctx).unwrap();
+    assert_eq!(rows(&ctx).len(), once);
+}
+
+#[test]
+fn a_layout_with_an_unknown_axis_is_refused() {
+    let (mut params, ctx) = made_up("axis");
+    params.layout.columns = vec!["gaol".to_owned()];
+    let text = error(&params, &ctx);
+    assert!(text.contains("names the axis `gaol`; its axes are {\"attack\", \"goal\", \"step_size\"}"), "{text}");
+}
+
+#[test]
+fn a_document_takes_the_table_of_a_report() {
+    let (params, ctx) = made_up("splice");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let document = Path::new("splice/README.md");
+    fs::write(document, "Before.\n<!-- BEGIN report: splice/report/made-up.md -->\n<!-- END report -->\nAfter.\n")
+        .unwrap();
+    splice(document).unwrap();
+    let text = fs::read_to_string(document).unwrap();
+    assert!(
+        text.contains("| attack ") && text.starts_with("Before.\n") && text.ends_with("<!-- END report -->\nAfter.\n")
+    );
+    fs::write(document, "<!-- BEGIN report: nowhere.md -->\n<!-- END report -->\n").unwrap();
+    let text = format!("{:#}", splice(document).unwrap_err());
+    assert!(text.contains("nowhere.md: cannot read the report"), "{text}");
+}
+
+/// A point of the binary Gaussian example.
+fn theory(quantity: &str, k: Option<f64>, votes: Option<u32>, value: f64) -> TheoryRow {
+    TheoryRow {
+        quantity: quantity.to_owned(),
+        k,
+        sigma: if k.is_some() { 1.0 } else { 0.0 },
+        epsilon: 1.0,
+        votes,
+        method: "closed-form".to_owned(),
+        value,
+        low: None,
+        high: None,
+        samples: None,
+    }
+}
+
+#[test]
+fn the_theory_report_computes_its_findings_from_the_rows() {
+    let limit = 1.0 / (0.5 + 0.977_249_868_051_820_8);
+    let map =
+        |quantity, sigma, epsilon, value| TheoryRow { sigma, epsilon, ..theory(quantity, Some(1.0), Some(1), value) };
+    let overlay =
+        TheoryRow { method: "monte-carlo".to_owned(), samples: Some(100), ..theory("joint", Some(0.0), Some(1), 0.6) };
+    let rows = vec![
+        theory("robustness", None, None, 0.594_287),
+        theory("robustness", Some(0.0), Some(1), 0.703_556),
+        theory("robustness", Some(0.0), None, limit),
+        theory("joint", Some(0.0), Some(1), 0.5),
+        theory("joint", Some(1.0), None, 0.5 + 3e-13),
+        overlay,
+        map("robustness_threshold", 0.5, 0.25, 0.25),
+        map("robustness_rise", 0.5, 0.1, 2e-5),
+        map("robustness_rise", 1.0, 0.1, 0.0),
+        map("robustness_gain", 0.5, 0.1, -0.001),
+        map("robustness_gain", 1.0, 0.1, -0.002),
+    ];
+    let inputs = write("theory/theory/x", &json!({}), &[rows]);
+    let params: Params = serde_json::from_value(json!({
+        "pipeline": "theory", "scale": "demo", "title": "Closed forms", "analysis": "", "layout": {}, "cells": [],
+        "theory": {"table": "theory/theory/x"},
+        "paper": [
+            {"at": {"epsilon": "1"}, "quantity": "robustness", "value": 0.594},
+            {"at": {"k": "0", "sigma": "1", "epsilon": "1"}, "quantity": "robustness", "value": 0.677, "note": "Obs. 1"},
+            {"at": {"k": "0", "sigma": "1", "epsilon": "1"}, "quantity": "robustness", "value": 0.704, "note": "Obs. 2"},
+        ],
+    }))
+    .unwrap();
+    let mut ctx = Context::new("theory/report/theory.parquet");
+    ctx.inputs = inputs;
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let text = fs::read_to_string("theory/report/theory.md").unwrap();
+    for finding in [
+        "The paper gives 67.7% for the robustness at k = 0, sigma = 1, epsilon = 1, a single draw; the closed form gives 70.4%. \
+         The paper's number is the value at k = 0, sigma = 1, epsilon = 1, infinitely many votes: 0.6769, which is \
+         1/(Φ(0) + Φ(2)).",
+        "is one half everywhere: ",
+        "(largest deviation 3.0e-13 over 2 points",
+        "holds at 1 of 2 points; it does not at (sigma, epsilon) = (0.5, 0.1) (largest rise 2.0e-5).",
+        "fails at 2 of 2 points.",
+        "fails for 1 of 1 budgets on the map: epsilon = 0.1.",
+        "more robust than the undefended one for budgets above 0.2500 at sigma = 0.5; below",
+        "is within 2.00 standard errors of the closed forms; 0 values are beyond four.",
+    ] {
+        assert!(text.contains(finding), "no `{finding}` in:\n{text}");
+    }
+    assert_eq!(text.matches("The paper gives").count(), 1, "claims that agree are no findings");
+    let paper = |row: &ReportRow| row.paper;
+    let claimed: Vec<f64> = artifact::read::<ReportRow>(&ctx.out).unwrap().1.iter().filter_map(paper).collect();
+    assert_eq!(claimed, [0.594, 0.677]);
+    ctx.inputs.clear();
+    fs::remove_file(&ctx.out).unwrap();
+    assert!(error(&params, &ctx).contains("theory/theory/x: no part of this table"));
+}
