@@ -12,7 +12,10 @@ use std::{
 use anyhow::Context as _;
 use artifact::{Exit, Provenance, Shard, TimingRow, Writer, caught};
 use candle_core::Device;
-use clap::{Args, Command, FromArgMatches, ValueEnum};
+use clap::{
+    Args, Command, FromArgMatches, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser as _},
+};
 use serde::de::DeserializeOwned;
 use tracing_subscriber::EnvFilter;
 
@@ -37,7 +40,7 @@ struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// The folder that relative paths of local data and weights are below [default: the current one].
-    #[arg(long, value_name = "DIR", env = "DATA_ROOT")]
+    #[arg(long, value_name = "DIR", env = "DATA_ROOT", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     data_root: Option<PathBuf>,
     /// Tables of earlier stages; told apart by their kind, not by their order.
     #[arg(value_name = "INPUT")]
@@ -47,6 +50,8 @@ struct Arguments {
 /// What `--device` may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Choice {
+    /// Also an empty `DEVICE`, which a Makefile may export.
+    #[value(alias = "", help = None)]
     Auto,
     Cpu,
     Cuda,
@@ -80,8 +85,8 @@ RUST_LOG sets how much is logged (error, warn, info, debug).";
 
 /// Runs a stage from the command line: the whole of a stage binary's `main`.
 pub fn main<S: Stage>() -> ExitCode {
-    let command = Command::new(S::NAME).about(S::ABOUT).after_help(CODES);
-    let command = Arguments::augment_args(command.version(version::<S>()));
+    let command = Arguments::augment_args(Command::new(S::NAME).bin_name(S::NAME));
+    let command = command.about(S::ABOUT).version(version::<S>()).after_help(CODES);
     let arguments = match command.try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -131,7 +136,7 @@ fn execute<S: Stage>(arguments: &Arguments) -> anyhow::Result<()> {
     let params = parameters::<S::Params>(&arguments.params)?;
     let mut ctx = Context::new(&arguments.out);
     ctx.shard = arguments.shard;
-    ctx.data_root.clone_from(&arguments.data_root);
+    ctx.data_root = arguments.data_root.clone().filter(|root| !root.as_os_str().is_empty());
     ctx.inputs = arguments.inputs.iter().map(|path| Input::open(path)).collect::<artifact::Result<_>>()?;
     ctx.device = arguments.device.open()?;
     run::<S>(&params, &ctx)

@@ -212,7 +212,9 @@ fn help_and_version_are_no_errors() {
     let help = bench.command(&["--help"]).output().unwrap();
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(help.status.success());
-    for part in ["Scales the ids of images.", "--shard <I/N>", "DATA_ROOT", "Exit codes:", "auto, cpu, cuda"] {
+    for part in
+        ["Scales the ids of images.", "--shard <I/N>", "DATA_ROOT", "Exit codes:", "auto, cpu, cuda", "Usage: tiny "]
+    {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     let version = bench.command(&["--version"]).output().unwrap();
@@ -269,6 +271,13 @@ fn local_sources_are_below_the_data_root() {
     assert!(bench.tiny(&["--data-root", "root", WHOLE]).status.success());
     let arguments = ["--params", "params.json", "--out", "y.parquet", WHOLE];
     assert!(bench.command(&arguments).env("DATA_ROOT", &root).output().unwrap().status.success());
+}
+
+fn empty_variables_are_none() {
+    let bench = Bench::new();
+    let arguments = ["--params", "params.json", "--out", "out/x.parquet", WHOLE];
+    let output = bench.command(&arguments).env("DATA_ROOT", "").env("DEVICE", "").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 fn failures_end_with_their_code_and_one_line() {
@@ -330,6 +339,7 @@ fn main() -> ExitCode {
         wrong_usage_ends_with_2,
         unfit_inputs_end_with_3,
         local_sources_are_below_the_data_root,
+        empty_variables_are_none,
         failures_end_with_their_code_and_one_line,
         a_failure_leaves_the_old_table,
         a_stage_runs_in_process,
