@@ -155,7 +155,7 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
             Kind::Dense(f) | Kind::Depthwise(f) => {
                 let inputs = if matches!(step.kind, Kind::Dense(_)) { f.inputs } else { f.outputs };
                 if inputs != c {
-                    bail!("a convolution of {inputs} channels is given {c}");
+                    bail!("node {}: a layer for {inputs} channels is given {c}", step.node);
                 }
                 let p = f.padding;
                 [
@@ -177,7 +177,7 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
         if let Some(residual) = step.residual
             && shapes[residual] != shape
         {
-            bail!("a sum of {:?} and {shape:?} (channels, rows, columns)", shapes[residual]);
+            bail!("node {}: a sum of {:?} and {shape:?} (channels, rows, columns)", step.node, shapes[residual]);
         }
         shapes.push(shape);
     }
@@ -208,9 +208,12 @@ fn backward_sweeps(filter: &Filter, rows: usize, columns: usize) -> Vec<Sweep> {
     for py in 0..s.min(rows) {
         for px in 0..s.min(columns) {
             let across: Vec<_> = taps(px, filter.padding.left).collect();
-            let all = taps(py, filter.padding.top).flat_map(|(dy, y)| across.iter().map(move |&(dx, x)| (dy, dx, y, x)));
+            let down = taps(py, filter.padding.top);
+            let mut all: Vec<_> = down.flat_map(|(dy, y)| across.iter().map(move |&(dx, x)| (dy, dx, y, x))).collect();
+            // In the order of memory, which Winograd's tiles rely on.
+            all.sort_unstable();
             let (rows, columns) = ((rows - py).div_ceil(s), (columns - px).div_ceil(s));
-            sweeps.push(Sweep { taps: all.collect(), stride: 1, step: s, first: (py, px), rows, columns });
+            sweeps.push(Sweep { taps: all, stride: 1, step: s, first: (py, px), rows, columns });
         }
     }
     sweeps

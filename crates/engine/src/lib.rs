@@ -7,6 +7,8 @@ mod lower;
 mod memory;
 mod plan;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 pub use plan::Plan;
 pub use simd::Isa;

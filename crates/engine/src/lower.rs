@@ -62,6 +62,8 @@ pub(crate) struct Step {
     pub residual: Option<usize>,
     pub output: usize,
     pub act: Act,
+    /// The graph's node whose value this step's output is.
+    pub node: Id,
 }
 
 /// A network as fused steps; step `i` makes value `i + 1`, the last of which is the logits.
@@ -266,6 +268,7 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
                 residual: residual.map(value).transpose()?,
                 output: steps.len() + 1,
                 act,
+                node: id,
             };
             let on_image = step.input == 0 || step.residual == Some(0);
             if on_image && !(matches!(step.kind, Kind::Dense(_)) && step.residual != Some(0)) {

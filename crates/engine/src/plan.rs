@@ -20,14 +20,14 @@ use crate::memory::Floats;
 /// are kept between queries. Images are independent: a row of the answer has the same bits in any batch and with any
 /// number of threads.
 pub struct Plan {
-    network: Network,
+    pub(crate) network: Network,
     isa: Isa,
     sizes: Mutex<BTreeMap<[usize; 2], Arc<Fitted>>>,
 }
 
 /// A network compiled for one size, and the memory not in use at the moment.
-struct Fitted {
-    net: Compiled,
+pub(crate) struct Fitted {
+    pub(crate) net: Compiled,
     arenas: Mutex<Vec<Floats>>,
     states: Mutex<Vec<Vec<u8>>>,
 }
@@ -55,7 +55,7 @@ impl Fitted {
     }
 
     /// Logits; `state` is empty or has `net.state` bytes an image.
-    fn forward(&self, pixels: &[f32], state: &mut [u8], logits: &mut [f32]) {
+    pub(crate) fn forward(&self, pixels: &[f32], state: &mut [u8], logits: &mut [f32]) {
         let images = logits.len() / self.net.classes;
         let group = self.group(images);
         // Without state each group is given an empty one.
@@ -74,7 +74,7 @@ impl Fitted {
             });
     }
 
-    fn backward(&self, upstream: &[f32], state: &mut [u8], gradient: &mut [f32]) {
+    pub(crate) fn backward(&self, upstream: &[f32], state: &mut [u8], gradient: &mut [f32]) {
         let group = self.group(upstream.len() / self.net.classes);
         upstream
             .par_chunks(group * self.net.classes)
@@ -128,7 +128,7 @@ impl Plan {
         self.fitted([rows, columns]).map(drop)
     }
 
-    fn fitted(&self, size: [usize; 2]) -> Result<Arc<Fitted>> {
+    pub(crate) fn fitted(&self, size: [usize; 2]) -> Result<Arc<Fitted>> {
         let mut sizes = lock(&self.sizes);
         if let Some(fitted) = sizes.get(&size) {
             return Ok(fitted.clone());

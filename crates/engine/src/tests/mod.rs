@@ -1,0 +1,443 @@
+//! Every instruction set against f64, on every architecture and layer.
+//!
+//! A network of ReLUs and max-pools is piecewise linear: its gradient is decided by which branch each unit takes. f32
+//! and f64 take different branches where a pre-activation is within rounding of a kink, and then their gradients differ
+//! by what that unit carries. So the tests ask three things:
+//!
+//! - the engine's gradient is, within rounding, the f64 gradient *at the engine's own branches*, for every image;
+//! - wherever the branches differ from f64's, the f64 value is within rounding of the kink;
+//! - such flips are few.
+
+mod reference;
+
+use candle_core::{Device, Tensor};
+use game::{Classifier, Key, Phase};
+use nets::{Conv, Graph, Id, Node, Op, Padding, Spec, Weights};
+use rayon::prelude::*;
+use reference::Reference;
+
+use crate::{Isa, Plan};
+
+/// Largest difference of gradients at equal branches, as a share of the image's largest gradient. Rounding of one
+/// product is 6e-8; the longest path sums some thousands of them over tens of layers, and Winograd's transforms
+/// multiply it by about ten. The largest seen is a third of this.
+const GRADIENT: f64 = 1e-5;
+/// The same for logits, as a share of the largest.
+const LOGITS: f64 = 1e-5;
+/// Largest distance from a kink, as a share of the layer's largest value, at which a unit may take the other branch.
+const KINK: f64 = 2e-5;
+/// Largest share of units that take the other branch: the chance to fall within `KINK / 10` of a kink.
+const FLIPS: f64 = 1e-5;
+
+/// An image, its f64 values and the engine's branches.
+struct Case<'a> {
+    graph: &'a Graph,
+    weights: &'a Weights,
+    reference: Reference<'a>,
+    size: [usize; 2],
+    pixels: Vec<f32>,
+    upstream: Vec<f32>,
+    /// Of each image, all nodes.
+    values: Vec<Vec<Vec<f64>>>,
+}
+
+/// How the images of a case fared, the worst of them.
+#[derive(Debug, Default)]
+struct Score {
+    logits: f64,
+    /// At the engine's branches.
+    gradient: f64,
+    /// At f64's own branches.
+    free: f64,
+    kink: f64,
+    flips: usize,
+    /// Images without a flip, and the worst of them at f64's own branches.
+    agreeing: usize,
+    agreeing_gradient: f64,
+    units: usize,
+}
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |top, v| top.max(v.abs()))
+}
+
+/// The largest difference as a share of the largest of `right`.
+fn distance(left: &[f32], right: &[f64]) -> f64 {
+    let differences: Vec<_> = left.iter().zip(right).map(|(&l, r)| f64::from(l) - r).collect();
+    if differences.iter().any(|d| d.is_nan()) {
+        return f64::INFINITY;
+    }
+    largest(&differences) / largest(right).max(1e-300)
+}
+
+impl<'a> Case<'a> {
+    fn new(graph: &'a Graph, weights: &'a Weights, size: [usize; 2], images: usize) -> Self {
+        let key = Key::root(5).phase(Phase::Data);
+        let [rows, columns] = size;
+        let mut pixels = vec![0.0; images * 3 * rows * columns];
+        key.fill_uniform(&mut pixels);
+        let mut upstream = vec![0.0; images * graph.classes];
+        key.at(1).fill_normal(&mut upstream);
+        Self::of(graph, weights, size, pixels, upstream)
+    }
+
+    fn of(graph: &'a Graph, weights: &'a Weights, size: [usize; 2], pixels: Vec<f32>, upstream: Vec<f32>) -> Self {
+        let reference = Reference::new(graph, weights, size);
+        let values = pixels.par_chunks(3 * size[0] * size[1]).map(|image| {
+            let image: Vec<_> = image.iter().map(|&x| f64::from(x)).collect();
+            reference.forward(&image)
+        });
+        let values = values.collect();
+        Self { graph, weights, reference, size, pixels, upstream, values }
+    }
+
+    fn images(&self) -> usize {
+        self.values.len()
+    }
+
+    fn plan(&self, isa: Isa) -> Plan {
+        Plan::with_isa(self.graph, self.weights, isa).unwrap()
+    }
+
+    fn score(&self, isa: Isa) -> Score {
+        let plan = self.plan(isa);
+        let fitted = plan.fitted(self.size).unwrap();
+        let net = &fitted.net;
+        let (classes, images) = (self.graph.classes, self.images());
+        let mut state = vec![0xAA; images * net.state];
+        let mut logits = vec![0.0; images * classes];
+        fitted.forward(&self.pixels, &mut state, &mut logits);
+        let mut gradient = vec![0.0; self.pixels.len()];
+        fitted.backward(&self.upstream, &mut state, &mut gradient);
+        let per_image = self.pixels.len() / images;
+        let scores = (0..images).into_par_iter().map(|image| {
+            let branches = plan.branches(net, &state[image * net.state..][..net.state]);
+            self.score_image(
+                image,
+                &branches,
+                &logits[image * classes..][..classes],
+                &gradient[image * per_image..][..per_image],
+            )
+        });
+        scores.reduce(Score::default, |a, b| Score {
+            logits: a.logits.max(b.logits),
+            gradient: a.gradient.max(b.gradient),
+            free: a.free.max(b.free),
+            kink: a.kink.max(b.kink),
+            flips: a.flips + b.flips,
+            agreeing: a.agreeing + b.agreeing,
+            agreeing_gradient: a.agreeing_gradient.max(b.agreeing_gradient),
+            units: a.units + b.units,
+        })
+    }
+
+    fn score_image(&self, image: usize, branches: &[Vec<u8>], logits: &[f32], gradient: &[f32]) -> Score {
+        let values = &self.values[image];
+        let own = self.reference.branches(values);
+        let upstream: Vec<_> =
+            self.upstream[image * logits.len()..][..logits.len()].iter().map(|&u| f64::from(u)).collect();
+        let at = |branches: &dyn Fn(usize, usize) -> usize| distance(gradient, &self.reference.backward(&upstream, branches));
+        let free = at(&|node, unit| own[node][unit]);
+        let mut score = Score {
+            logits: distance(logits, values.last().unwrap()),
+            gradient: at(&|node, unit| branches[node][unit].into()),
+            free,
+            ..Score::default()
+        };
+        for (node, (own, theirs)) in own.iter().zip(branches).enumerate() {
+            assert_eq!(own.len(), theirs.len(), "node {node}");
+            score.units += own.len();
+            for unit in (0..own.len()).filter(|&unit| own[unit] != usize::from(theirs[unit])) {
+                score.flips += 1;
+                score.kink = score.kink.max(self.kink(values, node, unit, theirs[unit]));
+            }
+        }
+        if score.flips == 0 {
+            (score.agreeing, score.agreeing_gradient) = (1, free);
+        }
+        score
+    }
+
+    /// How far a unit is from taking another branch, as a share of its layer's largest value.
+    fn kink(&self, values: &[Vec<f64>], node: usize, unit: usize, branch: u8) -> f64 {
+        let x = &values[self.graph.nodes[node].inputs[0]];
+        let gap = match self.graph.nodes[node].op {
+            Op::Relu => x[unit].abs(),
+            Op::Relu6 => x[unit].abs().min((x[unit] - 6.0).abs()),
+            Op::MaxPool { .. } => self.reference.loss(values, node, unit, branch.into()),
+            _ => unreachable!(),
+        };
+        gap / largest(x)
+    }
+
+    fn check(&self, name: &str) {
+        if std::env::var_os("VERBOSE").is_some() {
+            Isa::available().into_iter().for_each(|isa| eprintln!("{name} {isa:?}: {:?}", self.score(isa)));
+        }
+        for isa in Isa::available() {
+            let score = self.score(isa);
+            assert!(score.logits < LOGITS, "{name} {isa:?}: {score:?}");
+            assert!(score.gradient < GRADIENT, "{name} {isa:?}: {score:?}");
+            assert!(score.agreeing_gradient < GRADIENT, "{name} {isa:?}: {score:?}");
+            assert!(score.kink < KINK, "{name} {isa:?}: {score:?}");
+            assert!(score.flips as f64 <= (FLIPS * score.units as f64).max(3.0), "{name} {isa:?}: {score:?}");
+        }
+    }
+}
+
+impl Plan {
+    /// Which branch each unit of each node took, in the order of the reference.
+    fn branches(&self, net: &crate::compile::Compiled, state: &[u8]) -> Vec<Vec<u8>> {
+        let mut branches = vec![Vec::new(); self.network.steps.last().unwrap().node + 1];
+        for (step, stage) in self.network.steps.iter().zip(&net.stages) {
+            let value = &net.values[step.output];
+            let padded = value.layout.channels;
+            let units = (0..value.channels)
+                .flat_map(|c| (0..value.rows * value.columns).map(move |pixel| pixel * padded + c));
+            if let Some(mask) = value.mask {
+                branches[step.node] = units.map(|unit| state[mask + unit / 8] >> (unit % 8) & 1).collect();
+            } else if let crate::compile::Work::MaxPool { winners, .. } = stage.work {
+                branches[step.node] = units.map(|unit| state[winners + unit]).collect();
+            }
+        }
+        branches
+    }
+}
+
+/// Weights whose batch-norms do something: fresh ones, and statistics drawn around the identity.
+fn weights(graph: &Graph) -> Weights {
+    let key = Key::root(3).phase(Phase::Init);
+    let mut weights = nets::weights::initialise(graph, key).unwrap();
+    for (i, (name, tensor)) in weights.iter_mut().enumerate() {
+        if tensor.dims().len() > 1 {
+            continue;
+        }
+        let mut noise = vec![0.0; tensor.elem_count()];
+        key.at(1 << 20).at(i as u64).fill_uniform(&mut noise);
+        let (low, high) = match () {
+            () if name.ends_with("running_var") => (0.5, 1.5),
+            () if name.ends_with("weight") => (0.5, 1.2),
+            () => (-0.3, 0.3),
+        };
+        noise.iter_mut().for_each(|x| *x = low + (high - low) * *x);
+        *tensor = Tensor::new(noise, &Device::Cpu).unwrap();
+    }
+    weights
+}
+
+fn spec(json: &str) -> Graph {
+    serde_json::from_str::<Spec>(json).unwrap().graph().unwrap()
+}
+
+fn architecture(json: &str, size: [usize; 2], images: usize) {
+    let graph = spec(json);
+    let weights = weights(&graph);
+    Case::new(&graph, &weights, size, images).check(json);
+}
+
+#[test]
+fn cifar_resnets() {
+    architecture(r#"{"name": "cifar-resnet", "depth": 20}"#, [32, 32], 8);
+    architecture(r#"{"name": "cifar-resnet", "depth": 14, "shortcut": "B", "width": 10}"#, [29, 34], 3);
+    architecture(r#"{"name": "cifar-resnet", "depth": 56}"#, [32, 32], 3);
+}
+
+#[test]
+fn resnets() {
+    architecture(r#"{"name": "resnet", "depth": 18, "stem": "cifar", "classes": 10}"#, [32, 32], 2);
+    architecture(r#"{"name": "resnet", "depth": 34}"#, [75, 90], 1);
+    architecture(r#"{"name": "resnet", "depth": 50}"#, [64, 64], 1);
+}
+
+#[test]
+fn mobilenets() {
+    architecture(r#"{"name": "mobilenet-v2"}"#, [96, 96], 1);
+    architecture(r#"{"name": "mobilenet-v2", "width": 0.35, "padding": "same", "classes": 7}"#, [64, 96], 2);
+}
+
+/// A small network around `ops`: an image of 12 channels goes in, whatever comes out is pooled.
+fn around(ops: Vec<Op>, channels: usize) -> Graph {
+    let mut nodes = vec![
+        Node { op: Op::Input, inputs: vec![] },
+        Node { op: Op::Normalise { mean: vec![0.5, 0.4, 0.3], std: vec![0.2, 0.25, 0.3] }, inputs: vec![0] },
+    ];
+    let head = [
+        Op::GlobalAveragePool,
+        Op::Linear { name: "linear".into(), inputs: channels, outputs: 5 },
+    ];
+    for op in [conv("stem", [3, 12], 3, 1, 1), Op::Relu].into_iter().chain(ops).chain(head) {
+        let last = nodes.len() - 1;
+        nodes.push(Node { op, inputs: vec![last] });
+    }
+    Graph { nodes, classes: 5 }
+}
+
+fn conv(name: &str, [inputs, outputs]: [usize; 2], kernel: usize, stride: usize, padding: usize) -> Op {
+    let padding = Padding::same(padding);
+    Op::Conv(Conv { name: name.into(), inputs, outputs, kernel, stride, padding, groups: 1, bias: true })
+}
+
+fn layer(name: &str, ops: Vec<Op>, channels: usize) {
+    let graph = around(ops, channels);
+    let weights = weights(&graph);
+    for size in [[13, 10], [16, 16], [7, 9]] {
+        Case::new(&graph, &weights, size, 3).check(&format!("{name} {size:?}"));
+    }
+}
+
+#[test]
+fn every_convolution() {
+    for (kernel, stride, padding) in
+        [(1, 1, 0), (1, 2, 0), (1, 3, 0), (2, 2, 0), (3, 1, 0), (3, 1, 1), (3, 1, 2), (3, 2, 1), (3, 3, 1), (5, 1, 2), (5, 2, 2), (7, 2, 3)]
+    {
+        for outputs in [5, 16, 50] {
+            let op = conv("conv", [12, outputs], kernel, stride, padding);
+            layer(&format!("{kernel}x{kernel}/{stride}, padding {padding}, to {outputs}"), vec![op, Op::Relu], outputs);
+        }
+    }
+}
+
+#[test]
+fn padding_on_some_sides() {
+    for (kernel, stride) in [(3, 1), (3, 2), (4, 2)] {
+        for groups in [1, 12] {
+            let padding = Padding { top: 0, bottom: 1, left: 2, right: 1 };
+            let (name, inputs, outputs) = ("conv".into(), 12, 12);
+            let conv = Conv { name, inputs, outputs, kernel, stride, padding, groups, bias: false };
+            layer(&format!("{kernel}x{kernel}/{stride} in {groups} groups"), vec![Op::Conv(conv), Op::Relu6], 12);
+        }
+    }
+}
+
+#[test]
+fn grouped_convolutions() {
+    for (groups, outputs, kernel, stride) in [(12, 12, 3, 1), (12, 12, 3, 2), (12, 12, 5, 2), (12, 24, 3, 1), (4, 20, 3, 2)] {
+        let (name, inputs, padding) = ("conv".into(), 12, Padding::same(kernel / 2));
+        let conv = Conv { name, inputs, outputs, kernel, stride, padding, groups, bias: true };
+        layer(&format!("{kernel}x{kernel}/{stride}, {groups} groups to {outputs}"), vec![Op::Conv(conv), Op::Relu], outputs);
+    }
+}
+
+#[test]
+fn pools_and_the_rest() {
+    for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1)] {
+        layer("max-pool", vec![conv("conv", [12, 9], 3, 1, 1), Op::MaxPool { kernel, stride, padding }], 9);
+    }
+    for (stride, before, after) in [(2, 6, 6), (1, 0, 3), (3, 5, 0)] {
+        let norm = Op::BatchNorm { name: "norm".into(), channels: 12 + before + after, eps: 1e-3 };
+        layer("sub-sample", vec![Op::Subsample { stride, before, after }, norm, Op::Relu6, Op::Relu], 12 + before + after);
+    }
+}
+
+/// Sums in every place a fused step can meet one: of a value with itself, of two sums, of values read three times, and
+/// at the logits.
+#[test]
+fn sums() {
+    let node = |op: Op, inputs: &[Id]| Node { op, inputs: inputs.into() };
+    let linear = |name: &str| Op::Linear { name: name.into(), inputs: 12, outputs: 5 };
+    let nodes = vec![
+        node(Op::Input, &[]),
+        node(Op::Normalise { mean: vec![0.5; 3], std: vec![0.25; 3] }, &[0]),
+        node(conv("a", [3, 12], 3, 1, 1), &[1]),
+        node(conv("b", [3, 12], 5, 1, 2), &[1]),
+        node(Op::Add, &[2, 3]),
+        node(Op::Relu, &[4]),
+        node(conv("c", [12, 12], 3, 1, 1), &[5]),
+        node(Op::Add, &[5, 6]),
+        node(Op::Relu, &[7]),
+        node(Op::Add, &[8, 8]),
+        node(Op::Add, &[9, 5]),
+        node(Op::Add, &[10, 8]),
+        node(Op::Relu, &[11]),
+        node(conv("unread", [12, 3], 1, 1, 0), &[12]),
+        node(Op::GlobalAveragePool, &[12]),
+        node(linear("d"), &[14]),
+        node(linear("e"), &[14]),
+        node(Op::Add, &[15, 16]),
+        node(Op::Relu, &[17]),
+    ];
+    let graph = Graph { nodes, classes: 5 };
+    let weights = weights(&graph);
+    Case::new(&graph, &weights, [11, 12], 4).check("sums");
+}
+
+#[test]
+fn answers_do_not_depend_on_batch_or_threads() {
+    let cases = [
+        (r#"{"name": "cifar-resnet", "depth": 14}"#, [32, 32]),
+        (r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#, [45, 64]),
+    ];
+    for (json, size) in cases {
+        let graph = spec(json);
+        let weights = weights(&graph);
+        let case = Case::new(&graph, &weights, size, 21);
+        for isa in Isa::available() {
+            let ask = |plan: &Plan, first: usize, count: usize| {
+                let per_image = case.pixels.len() / case.images();
+                let shape = (count, 3, size[0], size[1]);
+                let x = Tensor::from_slice(&case.pixels[first * per_image..][..count * per_image], shape, &Device::Cpu);
+                let keys = vec![Key::root(0); count];
+                let (classes, mut seen) = (graph.classes, Vec::new());
+                let gradient = plan.input_gradient(&x.unwrap(), &keys, &mut |logits| {
+                    seen = logits.flatten_all()?.to_vec1::<f32>()?;
+                    Tensor::from_slice(&case.upstream[first * classes..][..count * classes], (count, classes), &Device::Cpu)
+                });
+                let gradient = gradient.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                seen.extend(gradient);
+                seen.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+            };
+            let split = |answer: Vec<u32>, count: usize| {
+                let logits = count * graph.classes;
+                let per_image = (answer.len() - logits) / count;
+                let rows = (0..count).map(|i| {
+                    let mut row = answer[i * graph.classes..][..graph.classes].to_vec();
+                    row.extend(&answer[logits + i * per_image..][..per_image]);
+                    row
+                });
+                rows.collect::<Vec<_>>()
+            };
+            let plan = case.plan(isa);
+            let whole = split(ask(&plan, 0, 21), 21);
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                for count in [1, 2, 7, 20] {
+                    let rows = split(pool.install(|| ask(&plan, 1, count)), count);
+                    assert!(rows[..] == whole[1..=count], "{json} {isa:?}: {count} images on {threads} threads");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_alone_are_the_logits_of_a_gradient_query() {
+    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8}"#);
+    let weights = weights(&graph);
+    let plan = Plan::new(&graph, &weights).unwrap();
+    let x = Tensor::rand(0f32, 1.0, (5, 3, 32, 32), &Device::Cpu).unwrap();
+    let keys = [Key::root(0); 5];
+    let alone = plan.logits(&x, &keys).unwrap().to_vec2::<f32>().unwrap();
+    let mut within = Vec::new();
+    plan.input_gradient(&x, &keys, &mut |logits| {
+        within = logits.to_vec2::<f32>()?;
+        logits.ones_like()
+    })
+    .unwrap();
+    assert_eq!(alone, within);
+}
+
+#[test]
+fn bad_input_is_an_error() {
+    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8}"#);
+    let mut weights = weights(&graph);
+    let plan = Plan::new(&graph, &weights).unwrap();
+    let zeros = |shape: [usize; 4]| Tensor::zeros(&shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(plan.logits(&zeros([0, 3, 32, 32]), &[]).unwrap().dims(), [0, 10]);
+    assert!(plan.logits(&zeros([1, 1, 32, 32]), &[]).unwrap_err().to_string().contains("channels"));
+    assert!(plan.input_gradient(&zeros([2, 3, 32, 32]), &[], &mut |_| Tensor::new(&[0f32], &Device::Cpu)).is_err());
+    let large = spec(r#"{"name": "resnet", "depth": 18}"#);
+    let large = Plan::new(&large, &self::weights(&large)).unwrap();
+    assert_eq!(large.logits(&zeros([1, 3, 1, 1]), &[]).unwrap().dims(), [1, 1000]);
+    weights.remove("bn1.running_var");
+    assert!(Plan::new(&graph, &weights).err().unwrap().to_string().contains("bn1.running_var"));
+}

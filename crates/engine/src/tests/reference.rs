@@ -1,0 +1,265 @@
+//! The same graphs in f64, one image at a time, by the definitions.
+
+use candle_core::DType;
+use nets::{Conv, Graph, Id, Op, Weights};
+
+/// Channels, rows, columns.
+type Shape = [usize; 3];
+
+/// Which branch a unit of a piecewise linear layer takes: 1 or 0 for a ReLU, the place in the window for a max-pool.
+pub(super) type Branch<'a> = &'a dyn Fn(Id, usize) -> usize;
+
+pub(super) struct Reference<'a> {
+    graph: &'a Graph,
+    weights: std::collections::BTreeMap<String, Vec<f64>>,
+    pub shapes: Vec<Shape>,
+}
+
+/// Calls `each(output, input, weight)` for every product of a convolution, as offsets.
+fn products(conv: &Conv, from: Shape, to: Shape, mut each: impl FnMut(usize, usize, usize, usize, usize)) {
+    let (inputs, outputs) = (conv.inputs / conv.groups, conv.outputs / conv.groups);
+    for o in 0..conv.outputs {
+        for i in 0..inputs {
+            let channel = o / outputs * inputs + i;
+            for ky in 0..conv.kernel {
+                for kx in 0..conv.kernel {
+                    let w = ((o * inputs + i) * conv.kernel + ky) * conv.kernel + kx;
+                    // Columns whose source is inside the plane.
+                    let low = conv.padding.left.saturating_sub(kx).div_ceil(conv.stride);
+                    let high = match (from[2] + conv.padding.left).checked_sub(kx + 1) {
+                        Some(room) => (room / conv.stride + 1).min(to[2]),
+                        None => 0,
+                    };
+                    for y in 0..to[1] {
+                        let row = y * conv.stride + ky;
+                        if row < conv.padding.top || row >= from[1] + conv.padding.top || low >= high {
+                            continue;
+                        }
+                        let source = (channel * from[1] + row - conv.padding.top) * from[2];
+                        let first = source + low * conv.stride + kx - conv.padding.left;
+                        each((o * to[1] + y) * to[2] + low, first, high - low, conv.stride, w);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Calls `each(output, input, place in the window)` for every pixel of every window.
+fn windows(from: Shape, to: Shape, [kernel, stride, padding]: [usize; 3], mut each: impl FnMut(usize, usize, usize)) {
+    for c in 0..to[0] {
+        for y in 0..to[1] {
+            for x in 0..to[2] {
+                for place in 0..kernel * kernel {
+                    let (row, column) = (y * stride + place / kernel, x * stride + place % kernel);
+                    let inside = |at: usize, size: usize| at >= padding && at < size + padding;
+                    if inside(row, from[1]) && inside(column, from[2]) {
+                        let source = (c * from[1] + row - padding) * from[2] + column - padding;
+                        each((c * to[1] + y) * to[2] + x, source, place);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Reference<'a> {
+    pub(super) fn new(graph: &'a Graph, weights: &Weights, [rows, columns]: [usize; 2]) -> Self {
+        let f64s = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
+        let mut shapes: Vec<Shape> = Vec::new();
+        for node in &graph.nodes {
+            let from = node.inputs.first().map_or([3, rows, columns], |&i| shapes[i]);
+            let out = |size: usize, pad: usize, k: usize, s: usize| (size + pad - k) / s + 1;
+            shapes.push(match &node.op {
+                Op::Conv(c) => [
+                    c.outputs,
+                    out(from[1], c.padding.top + c.padding.bottom, c.kernel, c.stride),
+                    out(from[2], c.padding.left + c.padding.right, c.kernel, c.stride),
+                ],
+                &Op::MaxPool { kernel, stride, padding } => {
+                    [from[0], out(from[1], 2 * padding, kernel, stride), out(from[2], 2 * padding, kernel, stride)]
+                }
+                &Op::Subsample { stride, before, after } => {
+                    [before + from[0] + after, from[1].div_ceil(stride), from[2].div_ceil(stride)]
+                }
+                Op::GlobalAveragePool => [from[0], 1, 1],
+                Op::Linear { outputs, .. } => [*outputs, 1, 1],
+                _ => from,
+            });
+        }
+        Self { graph, weights: weights.iter().map(|(name, t)| (name.clone(), f64s(t))).collect(), shapes }
+    }
+
+    fn weight(&self, name: &str, part: &str) -> &[f64] {
+        &self.weights[&format!("{name}.{part}")]
+    }
+
+    /// Scale and shift of each channel.
+    fn affine(&self, op: &Op) -> Vec<(f64, f64)> {
+        match op {
+            Op::Normalise { mean, std } => mean.iter().zip(std).map(|(m, s)| (1.0 / s, -m / s)).collect(),
+            Op::BatchNorm { name, channels, eps } => (0..*channels)
+                .map(|c| {
+                    let scale = self.weight(name, "weight")[c] / (self.weight(name, "running_var")[c] + eps).sqrt();
+                    (scale, self.weight(name, "bias")[c] - scale * self.weight(name, "running_mean")[c])
+                })
+                .collect(),
+            _ => unreachable!(),
+        }
+    }
+
+    /// The values of all nodes.
+    pub(super) fn forward(&self, image: &[f64]) -> Vec<Vec<f64>> {
+        let mut values: Vec<Vec<f64>> = Vec::new();
+        for (id, node) in self.graph.nodes.iter().enumerate() {
+            let to = self.shapes[id];
+            let from = node.inputs.first().map_or(to, |&i| self.shapes[i]);
+            let x: &[f64] = node.inputs.first().map_or(image, |&i| &values[i]);
+            let mut y = vec![0.0; to.iter().product()];
+            match &node.op {
+                Op::Input => y.copy_from_slice(image),
+                Op::Normalise { .. } | Op::BatchNorm { .. } => {
+                    let plane = to[1] * to[2];
+                    let affine = self.affine(&node.op);
+                    y.iter_mut().zip(x).enumerate().for_each(|(i, (y, x))| {
+                        let (scale, shift) = affine[i / plane];
+                        *y = x * scale + shift;
+                    });
+                }
+                Op::Conv(conv) => {
+                    let w = self.weight(&conv.name, "weight");
+                    products(conv, from, to, |o, i, n, s, k| {
+                        let x = x[i..].iter().step_by(s);
+                        y[o..o + n].iter_mut().zip(x).for_each(|(y, x)| *y += w[k] * x);
+                    });
+                    if conv.bias {
+                        let bias = self.weight(&conv.name, "bias");
+                        y.chunks_mut(to[1] * to[2]).zip(bias).for_each(|(y, b)| y.iter_mut().for_each(|y| *y += b));
+                    }
+                }
+                Op::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(0.0)),
+                Op::Relu6 => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.clamp(0.0, 6.0)),
+                Op::Add => y.iter_mut().zip(x).zip(&values[node.inputs[1]]).for_each(|((y, a), b)| *y = a + b),
+                &Op::MaxPool { kernel, stride, padding } => {
+                    y.fill(f64::NEG_INFINITY);
+                    windows(from, to, [kernel, stride, padding], |o, i, _| y[o] = y[o].max(x[i]));
+                }
+                &Op::Subsample { stride, before, .. } => {
+                    self.lattice(from, to, stride, before, |o, i| y[o] = x[i]);
+                }
+                Op::GlobalAveragePool => {
+                    let plane = from[1] * from[2];
+                    y.iter_mut().zip(x.chunks(plane)).for_each(|(y, x)| *y = x.iter().sum::<f64>() / plane as f64);
+                }
+                Op::Linear { name, inputs, .. } => {
+                    let (w, b) = (self.weight(name, "weight"), self.weight(name, "bias"));
+                    for (o, y) in y.iter_mut().enumerate() {
+                        *y = b[o] + w[o * inputs..][..*inputs].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+                    }
+                }
+            }
+            values.push(y);
+        }
+        values
+    }
+
+    fn lattice(&self, from: Shape, to: Shape, stride: usize, before: usize, mut each: impl FnMut(usize, usize)) {
+        for c in 0..from[0] {
+            for y in 0..to[1] {
+                for x in 0..to[2] {
+                    let i = (c * from[1] + y * stride) * from[2] + x * stride;
+                    each(((c + before) * to[1] + y) * to[2] + x, i);
+                }
+            }
+        }
+    }
+
+    /// The branches that the values themselves take.
+    pub(super) fn branches(&self, values: &[Vec<f64>]) -> Vec<Vec<usize>> {
+        let branches = self.graph.nodes.iter().enumerate().map(|(id, node)| {
+            let x = node.inputs.first().map(|&i| &values[i]);
+            match (&node.op, x) {
+                (Op::Relu, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0)).collect(),
+                (Op::Relu6, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0 && x < 6.0)).collect(),
+                (&Op::MaxPool { kernel, stride, padding }, Some(x)) => {
+                    let mut best = vec![(f64::NEG_INFINITY, 0); values[id].len()];
+                    let from = self.shapes[node.inputs[0]];
+                    windows(from, self.shapes[id], [kernel, stride, padding], |o, i, place| {
+                        if x[i] > best[o].0 {
+                            best[o] = (x[i], place);
+                        }
+                    });
+                    best.into_iter().map(|b| b.1).collect()
+                }
+                _ => Vec::new(),
+            }
+        });
+        branches.collect()
+    }
+
+    /// How much less than the maximum of its window a max-pool's unit would get by taking another place.
+    pub(super) fn loss(&self, values: &[Vec<f64>], id: Id, unit: usize, place: usize) -> f64 {
+        let node = &self.graph.nodes[id];
+        let &Op::MaxPool { kernel, stride, padding } = &node.op else { unreachable!() };
+        let mut loss = f64::INFINITY;
+        windows(self.shapes[node.inputs[0]], self.shapes[id], [kernel, stride, padding], |o, i, p| {
+            if o == unit && p == place {
+                loss = values[id][o] - values[node.inputs[0]][i];
+            }
+        });
+        loss
+    }
+
+    /// The product of `upstream` with the Jacobian of the logits, given which branches the units take.
+    pub(super) fn backward(&self, upstream: &[f64], branch: Branch<'_>) -> Vec<f64> {
+        let mut grads: Vec<Vec<f64>> = self.shapes.iter().map(|s| vec![0.0; s.iter().product()]).collect();
+        grads.last_mut().unwrap().copy_from_slice(upstream);
+        for (id, node) in self.graph.nodes.iter().enumerate().skip(1).rev() {
+            let g = std::mem::take(&mut grads[id]);
+            let to = self.shapes[id];
+            let from = self.shapes[node.inputs[0]];
+            let dx = &mut grads[node.inputs[0]];
+            match &node.op {
+                Op::Input => unreachable!(),
+                Op::Normalise { .. } | Op::BatchNorm { .. } => {
+                    let affine = self.affine(&node.op);
+                    dx.iter_mut().zip(&g).enumerate().for_each(|(i, (dx, g))| *dx += g * affine[i / (to[1] * to[2])].0);
+                }
+                Op::Conv(conv) => {
+                    let w = self.weight(&conv.name, "weight");
+                    products(conv, from, to, |o, i, n, s, k| {
+                        let dx = dx[i..].iter_mut().step_by(s);
+                        g[o..o + n].iter().zip(dx).for_each(|(g, dx)| *dx += w[k] * g);
+                    });
+                }
+                Op::Relu | Op::Relu6 => {
+                    dx.iter_mut().zip(&g).enumerate().for_each(|(i, (dx, g))| *dx += g * branch(id, i) as f64);
+                }
+                Op::Add => {
+                    for &input in &node.inputs {
+                        grads[input].iter_mut().zip(&g).for_each(|(dx, g)| *dx += g);
+                    }
+                }
+                &Op::MaxPool { kernel, stride, padding } => {
+                    windows(from, to, [kernel, stride, padding], |o, i, place| {
+                        if branch(id, o) == place {
+                            dx[i] += g[o];
+                        }
+                    });
+                }
+                &Op::Subsample { stride, before, .. } => self.lattice(from, to, stride, before, |o, i| dx[i] += g[o]),
+                Op::GlobalAveragePool => {
+                    let plane = from[1] * from[2];
+                    dx.iter_mut().enumerate().for_each(|(i, dx)| *dx += g[i / plane] / plane as f64);
+                }
+                Op::Linear { name, inputs, .. } => {
+                    let w = self.weight(name, "weight");
+                    for (o, g) in g.iter().enumerate() {
+                        dx.iter_mut().zip(&w[o * inputs..]).for_each(|(dx, w)| *dx += w * g);
+                    }
+                }
+            }
+        }
+        grads.swap_remove(0)
+    }
+}
