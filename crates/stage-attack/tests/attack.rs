@@ -312,23 +312,3 @@ fn a_part_without_images_is_an_empty_table() {
     let bench = Bench::new();
     assert!(bench.attack("a", &with(pgd(&[1]), "/limit", json!(2)), &["--shard", "4/5"]).is_empty());
 }
-
-#[test]
-fn debug_which() {
-    let bench = Bench::new();
-    let params = with(pgd(&[1]), "/keep_delta", json!(true));
-    let one = bench.attack("t1", &params, &["--threads", "1"]);
-    let three = bench.attack("t3", &params, &["--threads", "3"]);
-    let differ = |a: &[AttackRow], b: &[AttackRow]| a.iter().zip(b).map(|(a, b)| {
-        let d = a.delta.as_ref().unwrap().iter().zip(b.delta.as_ref().unwrap()).filter(|(x, y)| x != y).count();
-        (a.id, b.id, d, a.loss == b.loss)
-    }).collect::<Vec<_>>();
-    eprintln!("threads {:?}", differ(&one, &three));
-    let part = bench.attack("p", &params, &["--threads", "1"]);
-    eprintln!("again {:?}", differ(&one, &part));
-    let lim = bench.attack("l", &with(params.clone(), "/limit", json!(4)), &["--threads", "1"]);
-    eprintln!("limit {:?}", differ(&one, &lim));
-    let p: Vec<AttackRow> = one.iter().step_by(3).cloned().collect();
-    let q = bench.attack("q", &params, &["--threads", "1", "--shard", "0/3"]);
-    eprintln!("shard {:?}", differ(&p, &q));
-}
