@@ -202,8 +202,8 @@ fn input_gradients_of_every_architecture_are_right() {
         let graph = spec(json).graph().unwrap();
         // Statistics that fit the activations keep the gradient from vanishing.
         let mut trainee = Trainee::new(&graph, &trained(&graph, Key::root(3), DType::F64), &Device::Cpu).unwrap();
-        let others = images(Key::root(9), &[8, 3, size[0], size[1]], DType::F64);
-        for _ in 0..20 {
+        let others = images(Key::root(9), &[4, 3, size[0], size[1]], DType::F64);
+        for _ in 0..60 {
             trainee.logits(&others).unwrap();
         }
         let network = Network::new(&graph, &trainee.weights().unwrap(), &Device::Cpu).unwrap();
@@ -217,13 +217,14 @@ fn input_gradients_of_every_architecture_are_right() {
         for direction in 0..3 {
             let direction = normal(Key::root(6).at(direction), x.dims(), DType::F64);
             let exact: f64 = (&gradient * &direction).unwrap().sum_all().unwrap().to_scalar().unwrap();
-            // Of thousands of activations one may change sides within a step: a smaller step settles it.
-            let error = [1e-6, 1e-8].map(|step| {
+            // Of thousands of activations some may change sides within a step, and too small a step drowns in
+            // rounding: one of them has to be right.
+            let error = [1e-5, 1e-6, 1e-7, 1e-8].map(|step| {
                 let at = |step: f64| value(&(&x + (&direction * step).unwrap()).unwrap());
                 let numeric = (at(step) - at(-step)) / (2.0 * step);
                 (numeric - exact).abs() / (1e-3 * gradient.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap() + numeric.abs())
             });
-            assert!(error[0] < 1e-5 || error[1] < 1e-4, "{json}: {error:?}");
+            assert!(error.iter().any(|&error| error < 1e-5), "{json}: {error:?}");
         }
     }
 }

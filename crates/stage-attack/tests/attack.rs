@@ -1,0 +1,314 @@
+//! The stage from outside: real files, the real binary.
+
+#[path = "../../stage-finetune/tests/support/mod.rs"]
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use artifact::{AttackRow, FinetuneRow, Writer};
+use candle_core::{Device, Tensor};
+use game::{Classifier as _, Key, Phase, vote::majority};
+use nets::{Network, Weights, weights};
+use serde_json::{Value, json};
+use support::{CLASSES, SIDE, done, failed, provenance, rows, run, sample};
+use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_attack");
+const IMAGES: u32 = 11;
+
+/// A folder with a sample and an untrained network.
+struct Bench {
+    folder: TempDir,
+    sample: PathBuf,
+    network: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let sample = sample(&folder.path().join("sample/part.parquet"), IMAGES);
+        let network = folder.path().join("finetune/part.parquet");
+        store(&network, &network_weights(), None);
+        Self { folder, sample, network }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name).join("part.parquet")
+    }
+
+    fn attack(&self, name: &str, params: &Value, arguments: &[&str]) -> Vec<AttackRow> {
+        let out = self.out(name);
+        done(&run(BINARY, params, &out, arguments, &[&self.network, &self.sample]));
+        rows(&out)
+    }
+}
+
+fn model() -> Value {
+    json!({"name": "cifar-resnet", "depth": 8, "width": 4, "classes": 3})
+}
+
+fn network_weights() -> Weights {
+    let spec: nets::Spec = serde_json::from_value(model()).unwrap();
+    let mut weights = weights::initialise(&spec.graph().unwrap(), Key::root(5)).unwrap();
+    // Statistics of its own images, roughly, so that its logits are neither huge nor all the same.
+    for (name, tensor) in &mut weights {
+        if name.ends_with("running_var") {
+            *tensor = (tensor.clone() * 2.0).unwrap();
+        }
+    }
+    weights
+}
+
+/// Writes a finetune table of one epoch.
+fn store(table: &Path, network: &Weights, sha256: Option<String>) {
+    fs::create_dir_all(table.parent().unwrap()).unwrap();
+    let file = table.with_file_name("epoch-000.safetensors");
+    weights::save(&file, network, &Default::default()).unwrap();
+    let row = FinetuneRow {
+        epoch: 0,
+        steps: 0,
+        learning_rate: None,
+        train_loss: None,
+        train_accuracy: None,
+        validation_correct: None,
+        validation_images: None,
+        weights: Some("epoch-000.safetensors".to_owned()),
+        sha256: Some(sha256.unwrap_or_else(|| artifact::sha256(&file).unwrap())),
+        best: true,
+    };
+    let facts = json!({"model": model(), "classes": CLASSES, "height": SIDE, "width": SIDE});
+    let mut writer = Writer::<FinetuneRow>::create(table, provenance("finetune", facts)).unwrap();
+    writer.push(&[row]).unwrap();
+    writer.finish().unwrap();
+}
+
+fn pgd(steps: &[u32]) -> Value {
+    json!({
+        "protocol": "corrected", "epoch": "last", "seed": 1,
+        "defense": {"name": "gaussian-noise", "sigma": 0.25},
+        "attack": {"name": "pgd", "norm": "linf", "eps": "8/255", "step_size": "2/255", "steps": steps, "eot": {"draws": 2}},
+        "goal": {"name": "untargeted"},
+        "votes": {"draws": 21, "stop": "majority"},
+    })
+}
+
+/// `params` with the value at a JSON pointer replaced.
+fn with(mut params: Value, pointer: &str, value: Value) -> Value {
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    params.pointer_mut(parent).unwrap()[name] = value;
+    params
+}
+
+/// Fails at the first row that is not the same bit for bit.
+#[track_caller]
+fn same(a: &[AttackRow], b: &[AttackRow]) {
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(b) {
+        let short = |row: &AttackRow| AttackRow { delta: None, ..row.clone() };
+        assert_eq!(short(a), short(b));
+        assert!(a == b, "the perturbations of image {} differ at step {}", a.id, a.step);
+    }
+}
+
+fn none() -> Value {
+    with(pgd(&[1]), "/attack", json!({"name": "none"}))
+}
+
+#[test]
+fn rows_say_what_was_done_to_every_image_at_every_step() {
+    let bench = Bench::new();
+    let rows = bench.attack("a", &pgd(&[1, 3]), &[]);
+    let expected: Vec<(u32, u32)> = (0..IMAGES).flat_map(|i| [(100 + 7 * i, 1), (100 + 7 * i, 3)]).collect();
+    assert_eq!(rows.iter().map(|row| (row.id, row.step)).collect::<Vec<_>>(), expected, "by position, then by step");
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!((row.label, row.target, row.phase.as_str()), (i as u32 / 2 % 3, None, "after"));
+        assert_eq!((row.forward_queries, row.backward_queries), (2 * u64::from(row.step), 2 * u64::from(row.step)));
+        let most = f64::from(row.step.min(4)) * 2.0 / 255.0;
+        assert!(row.linf > 0.5 * most && row.linf < most + 1e-6, "{row:?}");
+        assert!(row.l2 >= row.linf && row.l2 <= row.linf * 768f64.sqrt());
+        assert!((11..=21).contains(&row.votes.len()));
+        assert!(row.loss.is_some_and(f64::is_finite) && row.zero_gradient.is_some() && row.non_finite == 0);
+        assert!(row.mean_logits.is_none() && row.delta.is_none());
+    }
+    let timing = artifact::read::<artifact::TimingRow>(&bench.out("a").with_extension("timing.parquet")).unwrap().1;
+    let count = |work: &str| timing.iter().find(|row| row.work == work).map(|row| row.count);
+    assert_eq!(count("gradient_queries"), Some(u64::from(IMAGES) * 6));
+    assert_eq!(count("votes"), Some(rows.iter().map(|row| row.votes.len() as u64).sum()));
+}
+
+#[test]
+fn parts_threads_and_snapshots_change_no_bit() {
+    let bench = Bench::new();
+    let params = with(with(pgd(&[1, 3]), "/keep_delta", json!(true)), "/keep_logits", json!(true));
+    let whole = bench.attack("whole", &params, &["--threads", "1"]);
+    let parts: Vec<Vec<AttackRow>> = (0..3)
+        .map(|i| bench.attack(&format!("part-{i}"), &params, &["--threads", "3", "--shard", &format!("{i}/3")]))
+        .collect();
+    let joined: Vec<AttackRow> =
+        (0..IMAGES as usize).flat_map(|position| parts[position % 3][position / 3 * 2..][..2].to_vec()).collect();
+    same(&joined, &whole);
+    // A shorter run is the beginning of a longer one.
+    let short = bench.attack("short", &with(params, "/attack/steps", json!([1])), &[]);
+    same(&short, &whole.into_iter().filter(|row| row.step == 1).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_vote_that_stops_early_decides_as_the_full_one() {
+    let bench = Bench::new();
+    let full = bench.attack("full", &with(none(), "/votes/stop", json!("never")), &[]);
+    let early = bench.attack("early", &none(), &[]);
+    assert!(full.iter().all(|row| row.votes.len() == 21));
+    assert!(early.iter().any(|row| row.votes.len() < 21));
+    let mut split = 0;
+    for (full, early) in full.iter().zip(&early) {
+        assert!(full.votes.starts_with(&early.votes));
+        assert_eq!(majority(&full.votes), majority(&early.votes));
+        split += usize::from(full.votes.iter().any(|&class| class != full.votes[0]));
+    }
+    assert!(split > 0, "the defense never changed a prediction: the test would pass without votes");
+}
+
+#[test]
+fn the_control_votes_before_and_after_with_fresh_draws_and_moves_nothing() {
+    let bench = Bench::new();
+    let rows = bench.attack("a", &with(none(), "/votes/stop", json!("never")), &[]);
+    assert_eq!(rows.len(), 2 * IMAGES as usize);
+    let mut differ = 0;
+    for pair in rows.chunks(2) {
+        assert_eq!((pair[0].phase.as_str(), pair[1].phase.as_str()), ("before", "after"));
+        assert_eq!((pair[0].id, pair[0].step, pair[1].step), (pair[1].id, 0, 0));
+        for row in pair {
+            assert_eq!((row.linf, row.l2, row.forward_queries, row.backward_queries), (0.0, 0.0, 0, 0));
+            assert!(row.loss.is_none() && row.zero_gradient.is_none());
+        }
+        differ += usize::from(pair[0].votes != pair[1].votes);
+    }
+    assert!(differ > 0);
+    // Noise in the ball: one row per image, within its budget.
+    let noise = with(none(), "/attack", json!({"name": "uniform-noise", "norm": "l2", "eps": 0.5}));
+    let noise = bench.attack("noise", &noise, &[]);
+    assert!(noise.len() == IMAGES as usize && noise.iter().all(|row| row.l2 > 0.4 && row.l2 < 0.5 + 1e-6));
+}
+
+#[test]
+fn votes_are_those_of_the_documented_keys_on_an_independent_executor() {
+    let bench = Bench::new();
+    let params = with(with(none(), "/keep_logits", json!(true)), "/limit", json!(4));
+    let rows = bench.attack("a", &params, &[]);
+    assert_eq!(rows.len(), 8);
+    let spec: nets::Spec = serde_json::from_value(model()).unwrap();
+    let network = Network::new(&spec.graph().unwrap(), &network_weights(), &Device::Cpu).unwrap();
+    let defense: defenses::Spec = serde_json::from_value(params["defense"].clone()).unwrap();
+    let pictures: Vec<artifact::SampleRow> = support::rows(&bench.sample);
+    for (i, row) in rows.iter().enumerate() {
+        let pixels = stage::images::decode(&pictures[i / 2].png).unwrap().pixels;
+        let pixels: Vec<f32> = pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect();
+        let x = Tensor::from_vec(pixels, (1, 3, SIDE as usize, SIDE as usize), &Device::Cpu).unwrap();
+        let image = match row.phase.as_str() {
+            "before" => Key::root(1).phase(Phase::Before).at(row.id.into()),
+            _ => Key::root(1).phase(Phase::After).at(row.id.into()).at(0),
+        };
+        let mut sum = [0.0; 3];
+        for (draw, &class) in row.votes.iter().enumerate() {
+            let key = image.at(draw as u64);
+            let defended = defense.build().apply(&x, &[key.at(0)]).unwrap();
+            let logits = network.logits(&defended, &[key.at(1)]).unwrap().to_vec2::<f32>().unwrap().remove(0);
+            let most = logits.iter().copied().fold(f32::MIN, f32::max);
+            assert!(most - logits[usize::from(class)] < 1e-4, "{logits:?} is class {class}");
+            sum.iter_mut().zip(&logits).for_each(|(sum, logit)| *sum += f64::from(*logit));
+        }
+        assert_eq!(row.votes.len(), 21, "logits are averaged over all draws");
+        for (sum, mean) in sum.iter().zip(row.mean_logits.as_ref().unwrap()) {
+            assert!((sum / 21.0 - f64::from(*mean)).abs() < 1e-4 * (1.0 + sum.abs()));
+        }
+    }
+}
+
+#[test]
+fn perturbations_are_kept_if_asked_and_measure_as_recorded() {
+    let bench = Bench::new();
+    let params = with(with(pgd(&[2]), "/keep_delta", json!(true)), "/goal", json!({"name": "targeted", "class": 2}));
+    for row in bench.attack("a", &params, &[]) {
+        assert_eq!(row.target, Some(2));
+        let delta = row.delta.unwrap();
+        assert_eq!(delta.len(), (3 * SIDE * SIDE) as usize);
+        let linf = delta.iter().map(|change| f64::from(change.abs())).fold(0.0, f64::max);
+        let l2 = delta.iter().map(|&change| f64::from(change).powi(2)).sum::<f64>().sqrt();
+        assert!((linf - row.linf).abs() < 1e-6 && (l2 - row.l2).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn every_choice_that_should_matter_does() {
+    let bench = Bench::new();
+    let base = bench.attack("base", &pgd(&[2]), &[]);
+    assert_eq!(bench.attack("again", &pgd(&[2]), &[]), base);
+    let others = [
+        ("/seed", json!(2)),
+        ("/defense/sigma", json!(0.3)),
+        ("/attack/eot/draws", json!(3)),
+        ("/attack/step_size", json!("1/255")),
+        ("/goal", json!({"name": "targeted", "class": 0})),
+        ("/votes/draws", json!(31)),
+    ];
+    for (i, (pointer, value)) in others.into_iter().enumerate() {
+        let other = bench.attack(&format!("other-{i}"), &with(pgd(&[2]), pointer, value), &[]);
+        assert!(base.iter().zip(&other).any(|(a, b)| a != b), "{pointer}");
+    }
+}
+
+#[test]
+fn an_undefended_vote_is_cast_once_and_recorded_in_full() {
+    let bench = Bench::new();
+    let undefended = with(none(), "/defense", json!({"name": "none"}));
+    let rows = bench.attack("a", &undefended, &[]);
+    assert!(rows.iter().all(|row| row.votes.len() == 11 || row.votes.len() == 10), "{rows:?}");
+    assert!(rows.iter().all(|row| row.votes.iter().all(|&class| class == row.votes[0])));
+    let timing = artifact::read::<artifact::TimingRow>(&bench.out("a").with_extension("timing.parquet")).unwrap().1;
+    assert_eq!(timing.iter().find(|row| row.work == "votes").unwrap().count, 2 * u64::from(IMAGES));
+}
+
+#[test]
+fn bad_input_gives_one_line_and_the_right_code() {
+    let bench = Bench::new();
+    let out = bench.out("a");
+    let (network, sample): (&Path, &Path) = (&bench.network, &bench.sample);
+    let attempt = |params: &Value, inputs: &[&Path]| run(BINARY, params, &out, &[], inputs);
+    let refuse = |pointer: &str, value: Value, words: &[&str]| {
+        failed(&attempt(&with(pgd(&[1]), pointer, value), &[network, sample]), 2, words);
+    };
+    refuse("/votes/draws", json!(0), &["votes.draws"]);
+    refuse("/limit", json!(0), &["limit"]);
+    refuse("/goal", json!({"name": "targeted", "class": 3}), &["goal.class", "0 to 2"]);
+    refuse("/goal", json!({"name": "targetted", "class": 3}), &["goal", "targetted", "targeted"]);
+    refuse("/attack", json!({"name": "pdg"}), &["attack", "pdg", "pgd"]);
+    refuse("/defense", json!({"name": "gaussian-noise", "sigma": -1}), &["defense", "sigma"]);
+    refuse("/protocol", json!("paper"), &["protocol", "paper-text", "authors-code"]);
+    refuse("/vote", json!({}), &["vote"]);
+    failed(&attempt(&pgd(&[1]), &[sample]), 3, &["finetune", "name one"]);
+    failed(&attempt(&pgd(&[1]), &[network]), 3, &["sample"]);
+    failed(&attempt(&pgd(&[1]), &[network, sample, Path::new("no.parquet")]), 3, &["no.parquet"]);
+    failed(&attempt(&with(pgd(&[1]), "/epoch", json!(4)), &[network, sample]), 3, &["`4`"]);
+
+    let mut broken = network_weights();
+    broken.insert("linear.bias".to_owned(), (broken["linear.bias"].clone() * f64::NAN).unwrap());
+    let nan = bench.folder.path().join("nan/part.parquet");
+    store(&nan, &broken, None);
+    failed(&attempt(&pgd(&[1]), &[&nan, sample]), 4, &["linear.bias", "NaN"]);
+
+    let changed = bench.folder.path().join("changed/part.parquet");
+    store(&changed, &network_weights(), Some("0".repeat(64)));
+    failed(&attempt(&pgd(&[1]), &[&changed, sample]), 3, &["epoch-000.safetensors", "run finetune again"]);
+    fs::remove_file(changed.with_file_name("epoch-000.safetensors")).unwrap();
+    failed(&attempt(&pgd(&[1]), &[&changed, sample]), 3, &["epoch-000.safetensors", "no such file"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_part_without_images_is_an_empty_table() {
+    let bench = Bench::new();
+    assert!(bench.attack("a", &with(pgd(&[1]), "/limit", json!(2)), &["--shard", "4/5"]).is_empty());
+}
