@@ -324,6 +324,10 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
         theory("robustness", None, None, 0.594_287),
         theory("robustness", Some(0.0), Some(1), 0.703_556),
         theory("robustness", Some(0.0), None, limit),
+        theory("robustness", Some(1.0), Some(1), 0.657_678),
+        theory("accuracy", None, None, 0.841_345),
+        theory("accuracy", Some(0.0), Some(1), 0.710_675),
+        theory("accuracy", Some(1.0), Some(1), 0.760_250),
         theory("joint", Some(0.0), Some(1), 0.5),
         theory("joint", Some(1.0), None, 0.5 + 3e-13),
         overlay,
@@ -363,6 +367,10 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
         assert!(text.contains(finding), "no `{finding}` in:\n{text}");
     }
     assert_eq!(text.matches("The paper gives").count(), 1, "claims that agree are no findings");
+    let figure = fs::read_to_string("theory/report/theory.svg").unwrap();
+    for panel in ["84.1%, robustness 59.4%", "71.1%, robustness 70.4%", "76.0%, robustness 65.8%"] {
+        assert!(figure.contains(panel), "no `{panel}` in the figure");
+    }
     let paper = |row: &ReportRow| row.paper;
     let claimed: Vec<f64> = artifact::read::<ReportRow>(&ctx.out).unwrap().1.iter().filter_map(paper).collect();
     assert_eq!(claimed, [0.594, 0.677]);
