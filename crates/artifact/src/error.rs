@@ -1,9 +1,8 @@
-//! What can go wrong with a file, and the exit codes of every binary.
+//! What can go wrong with a file.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 use crate::Mismatch;
@@ -31,7 +30,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Not Parquet, cut short, or with bytes changed.
-    #[error("{path}: not a whole Parquet file, cut short or damaged; delete it and make it again")]
+    #[error("{path}: not a whole Parquet file; if a stage wrote it, delete it and make it again")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -121,26 +120,4 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
         return Some(error.kind());
     }
     io_kind(error.source()?)
-}
-
-/// How every binary ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// Done.
-    Done = 0,
-    /// Failed for any reason that is not below.
-    Failed = 1,
-    /// The command line or the parameters are wrong.
-    Usage = 2,
-    /// An input is missing, damaged, changed or of the wrong kind.
-    Input = 3,
-    /// Numbers are invalid: NaN weights, a perturbation outside its ball.
-    Numbers = 4,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
 }

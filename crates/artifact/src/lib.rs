@@ -5,6 +5,7 @@
 
 mod column;
 mod error;
+mod exit;
 pub mod inspect;
 mod provenance;
 mod read;
@@ -13,7 +14,8 @@ mod write;
 
 use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
 pub use column::Mismatch;
-pub use error::{Error, Exit, Result};
+pub use error::{Error, Result};
+pub use exit::{Exit, Panic, caught};
 pub use provenance::{Provenance, Shard};
 pub use read::{Reader, provenance, read, sha256};
 pub use rows::{AttackRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow};

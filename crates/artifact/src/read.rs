@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -22,7 +23,8 @@ pub struct Reader<R> {
     path: PathBuf,
     provenance: Provenance,
     rows: u64,
-    batches: ParquetRecordBatchReader,
+    /// None after an error.
+    batches: Option<ParquetRecordBatchReader>,
     row: PhantomData<fn() -> R>,
 }
 
@@ -44,8 +46,8 @@ impl<R: Row> Reader<R> {
                 .map_err(|source| Error::Columns { path: path.to_owned(), source })?;
         }
         let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
-        let batches = builder.with_batch_size(BATCH).build().map_err(|error| Error::damaged(path, error))?;
-        Ok(Self { path: path.to_owned(), provenance, rows, batches, row: PhantomData })
+        let batches = guarded(path, || builder.with_batch_size(BATCH).build().map_err(|e| Error::damaged(path, e)))?;
+        Ok(Self { path: path.to_owned(), provenance, rows, batches: Some(batches), row: PhantomData })
     }
 
     /// Where the artifact came from.
@@ -65,9 +67,17 @@ impl<R: Row> Iterator for Reader<R> {
     type Item = Result<Vec<R>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let batch = self.batches.next()?.map_err(|error| Error::damaged(&self.path, error));
-        let path = &self.path;
-        Some(batch.and_then(|batch| R::decode(&batch).map_err(|source| Error::Columns { path: path.clone(), source })))
+        let (path, batches) = (&self.path, self.batches.as_mut()?);
+        let rows = guarded(path, || {
+            let Some(batch) = batches.next().transpose().map_err(|error| Error::damaged(path, error))? else {
+                return Ok(None);
+            };
+            R::decode(&batch).map(Some).map_err(|source| Error::Columns { path: path.clone(), source })
+        });
+        if rows.is_err() {
+            self.batches = None;
+        }
+        rows.transpose()
     }
 }
 
@@ -99,7 +109,12 @@ pub(crate) fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>>
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Err(Error::reading(path, io::ErrorKind::IsADirectory.into()));
     }
-    ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| Error::damaged(path, error))
+    guarded(path, || ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| Error::damaged(path, error)))
+}
+
+/// Reads Parquet; its reader panics on some damaged files, which becomes an error like any other damage.
+pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(Error::damaged(path, "the Parquet reader gave up")))
 }
 
 /// The provenance in an opened file's metadata.

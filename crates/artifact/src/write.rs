@@ -40,6 +40,8 @@ pub struct Writer<R: Row> {
     provenance: Provenance,
     waiting: Vec<R>,
     weight: usize,
+    /// The unnamed file, also written through `parquet`.
+    file: File,
     parquet: ArrowWriter<File>,
 }
 
@@ -64,14 +66,16 @@ impl<R: Row> Writer<R> {
         let parquet = properties(&schema).and_then(|properties| {
             // The schema's metadata holds facts a stage may add until `finish`, which therefore stores it.
             let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-            ArrowWriter::try_new_with_options(file, schema, options)
+            ArrowWriter::try_new_with_options(file.try_clone()?, schema, options)
         });
+        let parquet = parquet.map_err(|error| Error::writing(path, error))?;
         Ok(Self {
             path: path.to_owned(),
             provenance: Provenance { kind: R::KIND.to_owned(), ..provenance },
             waiting: Vec::new(),
             weight: 0,
-            parquet: parquet.map_err(|error| Error::writing(path, error))?,
+            file,
+            parquet,
         })
     }
 
@@ -99,6 +103,7 @@ impl<R: Row> Writer<R> {
         if !self.waiting.is_empty() {
             self.parquet.write(&R::encode(&self.waiting))?;
             self.parquet.flush()?;
+            self.parquet.sync()?;
             self.waiting.clear();
             self.weight = 0;
         }
@@ -131,7 +136,9 @@ impl<R: Row> Writer<R> {
         }
         let schema = encode_arrow_schema(&schema);
         self.parquet.append_key_value_metadata(KeyValue::new(ARROW_SCHEMA_META_KEY.to_owned(), schema));
-        self.parquet.into_inner()
+        self.parquet.finish()?;
+        self.parquet.sync()?;
+        Ok(self.file)
     }
 }
 
@@ -193,4 +200,33 @@ fn readable_by_all(file: &File) -> io::Result<()> {
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     let _ = file;
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::{Shard, TimingRow};
+
+    #[test]
+    fn a_full_disk_is_named() {
+        let provenance = Provenance {
+            kind: String::new(),
+            stage: "test".to_owned(),
+            revision: 0,
+            parameters: json!({}),
+            shard: Shard::WHOLE,
+            inputs: [].into(),
+            facts: [].into(),
+            environment: [].into(),
+        };
+        // Every write to this device fails as on a full disk.
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let write = |full| {
+            let mut writer = Writer::onto(full, Path::new("x.parquet"), provenance)?;
+            writer.push(&vec![TimingRow { work: "x".to_owned(), count: 1, seconds: 1.0 }; 1000])?;
+            writer.finish()
+        };
+        let error = write(full).unwrap_err();
+        assert_eq!(error.to_string(), "x.parquet: cannot be written; the disk is full: free some space and run again");
+    }
 }

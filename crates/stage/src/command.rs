@@ -4,17 +4,18 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, IsTerminal, Write as _},
-    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex},
     time::Instant,
 };
 
 use anyhow::Context as _;
-use artifact::{Exit, Provenance, Shard, TimingRow, Writer};
+use artifact::{Exit, Provenance, Shard, TimingRow, Writer, caught};
 use candle_core::Device;
-use clap::{Args, Command, FromArgMatches, ValueEnum};
+use clap::{
+    Args, Command, FromArgMatches, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser as _},
+};
 use serde::de::DeserializeOwned;
 use tracing_subscriber::EnvFilter;
 
@@ -39,7 +40,7 @@ struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// The folder that relative paths of local data and weights are below [default: the current one].
-    #[arg(long, value_name = "DIR", env = "DATA_ROOT")]
+    #[arg(long, value_name = "DIR", env = "DATA_ROOT", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     data_root: Option<PathBuf>,
     /// Tables of earlier stages; told apart by their kind, not by their order.
     #[arg(value_name = "INPUT")]
@@ -49,6 +50,8 @@ struct Arguments {
 /// What `--device` may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Choice {
+    /// Also an empty `DEVICE`, which a Makefile may export.
+    #[value(alias = "", help = None)]
     Auto,
     Cpu,
     Cuda,
@@ -82,8 +85,8 @@ RUST_LOG sets how much is logged (error, warn, info, debug).";
 
 /// Runs a stage from the command line: the whole of a stage binary's `main`.
 pub fn main<S: Stage>() -> ExitCode {
-    let command = Command::new(S::NAME).about(S::ABOUT).after_help(CODES);
-    let command = Arguments::augment_args(command.version(version::<S>()));
+    let command = Arguments::augment_args(Command::new(S::NAME).bin_name(S::NAME));
+    let command = command.about(S::ABOUT).version(version::<S>()).after_help(CODES);
     let arguments = match command.try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -92,7 +95,7 @@ pub fn main<S: Stage>() -> ExitCode {
         }
     };
     log();
-    let outcome = caught(|| execute::<S>(&arguments));
+    let outcome = caught(|| execute::<S>(&arguments)).unwrap_or_else(|panic| Err(panic.into()));
     let Err(error) = outcome else { return Exit::Done.into() };
     let _ = writeln!(io::stderr(), "{}: {error:#}", S::NAME);
     exit(&error).into()
@@ -108,32 +111,6 @@ fn log() {
     let log = log.with_ansi(io::stderr().is_terminal()).without_time().with_target(false);
     // A second call in one process finds the first one's log in place.
     let _ = log.try_init();
-}
-
-/// Runs the work; a panic becomes an error that says where.
-fn caught(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let first = Arc::new(Mutex::new(None));
-    let default = panic::take_hook();
-    let verbose = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
-    panic::set_hook(Box::new({
-        let first = Arc::clone(&first);
-        move |info| {
-            if verbose {
-                default(info);
-            }
-            let place = info.location().map_or_else(String::new, |place| format!(" at {place}"));
-            let text = info.payload().downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| info.payload().downcast_ref::<String>().cloned()).unwrap_or_default();
-            let report = format!("internal error{place}: {text}; this is a bug, please report it");
-            first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(report);
-        }
-    }));
-    let outcome = panic::catch_unwind(AssertUnwindSafe(work));
-    drop(panic::take_hook());
-    outcome.unwrap_or_else(|_| {
-        let report = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        Err(anyhow::anyhow!(report.unwrap_or_else(|| "internal error; this is a bug, please report it".to_owned())))
-    })
 }
 
 /// The exit code of an error: that of the outermost cause that has one.
@@ -159,7 +136,7 @@ fn execute<S: Stage>(arguments: &Arguments) -> anyhow::Result<()> {
     let params = parameters::<S::Params>(&arguments.params)?;
     let mut ctx = Context::new(&arguments.out);
     ctx.shard = arguments.shard;
-    ctx.data_root.clone_from(&arguments.data_root);
+    ctx.data_root = arguments.data_root.clone().filter(|root| !root.as_os_str().is_empty());
     ctx.inputs = arguments.inputs.iter().map(|path| Input::open(path)).collect::<artifact::Result<_>>()?;
     ctx.device = arguments.device.open()?;
     run::<S>(&params, &ctx)
