@@ -98,6 +98,12 @@ impl Store {
                 return Err(Unfit(format!("{folder}: its `{key}` is not that of {attack}; plan both again")));
             }
         }
+        if found.sources() != self.folder(attack)?.sources() {
+            return Err(Unfit(format!(
+                "{folder} and {attack} were made from other images or another network; delete the older one and make it \
+                 again"
+            )));
+        }
         Ok(found)
     }
 }
@@ -105,6 +111,11 @@ impl Store {
 impl Folder {
     fn parameters(&self) -> &Value {
         &self.parts[0].provenance.parameters
+    }
+
+    /// The digests of the images and the network it was made from.
+    fn sources(&self) -> BTreeSet<&str> {
+        self.parts.iter().flat_map(|part| part.provenance.inputs.values()).map(String::as_str).collect()
     }
 
     /// The draws each vote was asked to have.

@@ -6,6 +6,7 @@
 mod data;
 mod decide;
 mod document;
+mod figure;
 mod grid;
 mod line;
 mod outcome;
@@ -40,6 +41,9 @@ impl Stage for Report {
         write_atomic(&file("csv"), tidy::csv(&report.rows)?.as_bytes())?;
         write_atomic(&file("tex"), report.latex.as_bytes())?;
         write_atomic(&file("md"), report.markdown.as_bytes())?;
+        if let Some(figure) = &report.figure {
+            write_atomic(&file("svg"), figure.as_bytes())?;
+        }
         out.push(&report.rows)?;
         show(&report.table, &file("md"));
         Ok(())
@@ -57,6 +61,7 @@ struct Files {
     markdown: String,
     latex: String,
     table: String,
+    figure: Option<String>,
 }
 
 impl Files {
@@ -72,6 +77,7 @@ impl Files {
             markdown: document.markdown(&ctx.inputs),
             latex: document.latex(),
             table: document.table(),
+            figure: None,
         })
     }
 
@@ -90,6 +96,7 @@ impl Files {
             markdown: theory.markdown(&ctx.inputs),
             latex: theory.latex(),
             table: theory.table(),
+            figure: theory.figure(),
         })
     }
 }

@@ -10,6 +10,7 @@ use stage::{Input, Unfit};
 use crate::{
     Claim, Params,
     document::{trace, unique},
+    figure,
     grid::Grid,
     splice::TABLE,
 };
@@ -70,6 +71,14 @@ impl<'a> Theory<'a> {
     pub(crate) fn markdown(&self, inputs: &[Input]) -> String {
         let mut text = format!("# {}\n\n{}\n\n", self.params.title, self.params.analysis.trim());
         let _ = writeln!(text, "{}{}{}", TABLE[0], self.table(), TABLE[1]);
+        if self.figure().is_some() {
+            let _ = write!(
+                text,
+                "![Densities and closed forms]({}.svg)\n\nAbove: filled, right answers; dotted, right for every shift within \
+                 the budget. Below: closed forms for n votes (lines) and simulations (rings).\n\n",
+                self.params.pipeline
+            );
+        }
         let claims = self.claims();
         if !claims.rows.is_empty() {
             let _ = write!(text, "## The paper's claims\n\n{}\n", claims.markdown());
@@ -90,6 +99,12 @@ impl<'a> Theory<'a> {
          files.\n\n"
             .to_owned()
             + &self.grid().markdown()
+    }
+
+    /// The figure at the first printed noise and budget.
+    pub(crate) fn figure(&self) -> Option<String> {
+        let (sigma, epsilon, ..) = self.closed().map(point).find(|point| point.2.is_some() && self.prints(point))?;
+        figure::svg(self.rows, sigma, epsilon)
     }
 
     pub(crate) fn latex(&self) -> String {

@@ -30,7 +30,7 @@ fn write<R: Row>(folder: &str, parameters: &Value, parts: &[Vec<R>]) -> Vec<Inpu
             revision: 1,
             parameters: parameters.clone(),
             shard: Shard { index: index as u32, count: parts.len() as u32 },
-            inputs: BTreeMap::new(),
+            inputs: BTreeMap::from([("network".to_owned(), parameters["network"].to_string())]),
             facts: BTreeMap::new(),
             environment: BTreeMap::new(),
         };
@@ -63,9 +63,9 @@ fn votes(id: u32, phase: &str, step: u32, target: Option<u32>, right: u16) -> At
     }
 }
 
-fn parameters(attack: &str, targeted: bool, stop: &str) -> Value {
+fn parameters(attack: &str, targeted: bool) -> Value {
     let goal = if targeted { json!({"name": "targeted", "class": 9}) } else { json!({"name": "untargeted"}) };
-    json!({"attack": {"name": attack}, "goal": goal, "votes": {"draws": 3, "stop": stop}, "defense": {"name": "rotation"}})
+    json!({"attack": {"name": attack}, "goal": goal, "votes": {"draws": 3, "stop": "never"}, "defense": {"name": "rotation"}})
 }
 
 /// Attack rows in two shards, in reverse order of ids: the report must not care.
@@ -78,7 +78,7 @@ fn attack(folder: &str, name: &str, targeted: bool, phases: &[(&str, u32, Right)
         };
         images.flat_map(of).collect::<Vec<_>>()
     };
-    write(folder, &parameters(name, targeted, "never"), &[rows(0), rows(1)])
+    write(folder, &parameters(name, targeted), &[rows(0), rows(1)])
 }
 
 /// Two goals, two step sizes of which the best is taken, 8 images. Image 7 is wrong before any attack (as the target).
@@ -234,13 +234,26 @@ fn a_missing_or_wrong_companion_is_named() {
 }
 
 #[test]
+fn a_companion_of_another_network_is_refused() {
+    let (params, mut ctx) = made_up("network");
+    let folder = "network/attack/noise--untargeted";
+    ctx.inputs.retain(|input| !input.path.starts_with(folder));
+    fs::remove_dir_all(folder).unwrap();
+    let mut parameters = parameters("uniform-noise", false);
+    parameters["network"] = json!("retrained");
+    let rows = (0..IMAGES).map(|id| votes(id, "after", 0, None, 3)).collect();
+    ctx.inputs.extend(write(folder, &parameters, &[rows]));
+    assert!(error(&params, &ctx).contains("were made from other images or another network"));
+}
+
+#[test]
 fn different_images_are_refused() {
     let (params, mut ctx) = made_up("images");
     let folder = "images/attack/noise--untargeted";
     ctx.inputs.retain(|input| !input.path.starts_with(folder));
     let rows = (0..IMAGES - 1).map(|id| votes(id, "after", 0, None, 3)).collect();
     fs::remove_dir_all(folder).unwrap();
-    ctx.inputs.extend(write(folder, &parameters("uniform-noise", false, "never"), &[rows]));
+    ctx.inputs.extend(write(folder, &parameters("uniform-noise", false), &[rows]));
     let text = error(&params, &ctx);
     assert!(text.contains("hold different images: 7 is in one of them only"), "{text}");
 }
@@ -252,7 +265,7 @@ fn rules_the_votes_do_not_support_are_refused() {
     ctx.inputs.retain(|input| !input.path.starts_with(folder));
     fs::remove_dir_all(folder).unwrap();
     let stopped = |id| AttackRow { votes: vec![9, 9], ..votes(id, "after", 50, None, 0) };
-    let parameters = parameters("pgd", false, "never");
+    let parameters = parameters("pgd", false);
     ctx.inputs.extend(write(folder, &parameters, &[(0..IMAGES).map(stopped).collect()]));
     assert!(error(&params, &ctx).contains("image 0: its vote stopped early after 2 draws"));
     params.layout.more_rules.clear();
@@ -324,6 +337,10 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
         theory("robustness", None, None, 0.594_287),
         theory("robustness", Some(0.0), Some(1), 0.703_556),
         theory("robustness", Some(0.0), None, limit),
+        theory("robustness", Some(1.0), Some(1), 0.657_678),
+        theory("accuracy", None, None, 0.841_345),
+        theory("accuracy", Some(0.0), Some(1), 0.710_675),
+        theory("accuracy", Some(1.0), Some(1), 0.760_250),
         theory("joint", Some(0.0), Some(1), 0.5),
         theory("joint", Some(1.0), None, 0.5 + 3e-13),
         overlay,
@@ -363,6 +380,10 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
         assert!(text.contains(finding), "no `{finding}` in:\n{text}");
     }
     assert_eq!(text.matches("The paper gives").count(), 1, "claims that agree are no findings");
+    let figure = fs::read_to_string("theory/report/theory.svg").unwrap();
+    for panel in ["84.1%, robustness 59.4%", "71.1%, robustness 70.4%", "76.0%, robustness 65.8%"] {
+        assert!(figure.contains(panel), "no `{panel}` in the figure");
+    }
     let paper = |row: &ReportRow| row.paper;
     let claimed: Vec<f64> = artifact::read::<ReportRow>(&ctx.out).unwrap().1.iter().filter_map(paper).collect();
     assert_eq!(claimed, [0.594, 0.677]);

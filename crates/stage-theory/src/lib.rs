@@ -113,7 +113,7 @@ impl Stage for Theory {
         params.validate().map_err(|error| Usage(error.to_string()))?;
         let rows = rows(params);
         ctx.announce(&format!("{} values, {} Monte-Carlo samples", rows.len(), params.samples));
-        let mine = |&(index, _): &(usize, TheoryRow)| index as u32 % ctx.shard.count == ctx.shard.index;
+        let mine = |&(index, _): &(usize, TheoryRow)| ctx.shard.holds(index);
         let rows: Vec<TheoryRow> = rows.into_iter().enumerate().filter(mine).map(|(_, row)| row).collect();
         Ok(out.push(&rows)?)
     }
