@@ -317,11 +317,11 @@ impl Planner<'_> {
         }
         let (typed, params): (stage_sample::Params, Value) =
             typed(Value::Object(params)).map_err(|reason| format!("{what}.{reason}"))?;
-        typed.check().map_err(|reason| format!("{what}.{reason}"))?;
+        typed.check().map_err(|reason| format!("{what}: images `{name}`: {reason}"))?;
         let count = place.count.map(|count| {
-            let every = u64::from(typed.every.max(1));
+            let every = u64::from(typed.every.get());
             let kept = count.saturating_sub(u64::from(typed.offset)).div_ceil(every);
-            typed.limit.map_or(kept, |limit| kept.min(limit.into()))
+            typed.limit.map_or(kept, |limit| kept.min(limit.get().into()))
         });
         let address = self.jobs.add(Wanted {
             stage: Sample::NAME,

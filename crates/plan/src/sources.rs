@@ -26,9 +26,9 @@ pub struct Sources {
 pub struct Images {
     /// Sources as the stage `sample` takes them, each with an optional `count` of its images.
     pub from: Vec<Table>,
-    /// Names of the classes, for files that do not carry them.
+    /// Names of the classes, or how many there are, for files that do not carry them.
     #[serde(default)]
-    pub classes: Option<Vec<String>>,
+    pub classes: Option<Value>,
     /// Shorter side to resize to, unless the pipeline says otherwise.
     #[serde(default)]
     pub resize: Option<u32>,
