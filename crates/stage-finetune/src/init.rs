@@ -9,7 +9,7 @@ use nets::{Graph, Op, Weights, weights};
 use serde_json::{Value, json};
 use stage::{Context, Invalid, Unfit};
 
-use crate::{Init, Params};
+use crate::{Init, Params, hub};
 
 /// The initial weights: drawn, or in a file whose digest is known before it is read.
 pub(crate) enum Source {
@@ -24,7 +24,7 @@ impl Source {
             Init::Fresh {} => return Ok(Self::Fresh),
             Init::File { path, sha256, new_head } => (ctx.local(Path::new(path))?, sha256.as_deref(), *new_head),
             Init::Hub { repo, revision, file, sha256, new_head } => {
-                (download(repo, revision, file, sha256.as_deref())?, sha256.as_deref(), *new_head)
+                (hub::model(repo, revision, file)?, sha256.as_deref(), *new_head)
             }
             Init::Finetuned { epoch, new_head } => (epoch.weights(&ctx.table::<FinetuneRow>()?)?, None, *new_head),
         };
@@ -76,11 +76,6 @@ fn replace_head(graph: &Graph, found: &mut Weights, fresh: Weights) {
     };
     found.retain(|name, _| !of_head(name));
     found.extend(fresh.into_iter().filter(|(name, _)| name.starts_with(&head)));
-}
-
-fn download(repo: &str, revision: &str, file: &str, sha256: Option<&str>) -> anyhow::Result<PathBuf> {
-    let _ = sha256;
-    anyhow::bail!("{repo}@{revision}/{file}: no hub yet")
 }
 
 /// Gives an error about weights its exit code.

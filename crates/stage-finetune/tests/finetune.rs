@@ -258,6 +258,15 @@ fn bad_input_gives_one_line_and_the_right_code() {
     pinned["init"]["sha256"] = json!("0".repeat(64));
     failed(&try_with(&pinned, &[], &[]), 3, &["part.parquet", "SHA-256", "000"]);
 
+    let hub = |repo: &str| {
+        let init = json!({"name": "hub", "repo": repo, "revision": "main", "file": "model.safetensors"});
+        let params = json!({"model": model(), "init": init});
+        let mut command = command(BINARY, &params, &out, &[], &[]);
+        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", bench.folder.path()).output().unwrap()
+    };
+    failed(&hub("nobody/nothing"), 3, &["nobody/nothing@main", "model.safetensors", "HF_HUB_OFFLINE"]);
+    failed(&hub("nothing"), 2, &["init.repo", "owner/name"]);
+
     // A finetune table whose weights changed behind its back.
     let base = bench.train("base", &training(1));
     fs::write(base.with_file_name("epoch-001.safetensors"), b"other").unwrap();
