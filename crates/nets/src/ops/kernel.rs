@@ -73,6 +73,17 @@ impl Geometry {
         self.c / self.groups * self.k * self.k
     }
 
+    /// The convolution that carries gradients back, where it is one: with a stride of 1, of the mirrored kernel.
+    fn mirrored(&self) -> Option<Self> {
+        let last = self.k - 1;
+        let bottom = (self.oh + last).checked_sub(self.h + self.top)?;
+        let right = (self.ow + last).checked_sub(self.w + self.left)?;
+        let fits = self.stride == 1 && self.k > 1 && self.groups == 1;
+        let fits = fits && self.top.max(self.left).max(bottom).max(right) <= last;
+        let (c, o, h, w, oh, ow) = (self.o, self.c, self.oh, self.ow, self.h, self.w);
+        fits.then(|| Self { c, o, h, w, oh, ow, top: last - self.top, left: last - self.left, ..*self })
+    }
+
     fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.groups == self.c && self.o == self.c
     }
@@ -131,18 +142,26 @@ impl Geometry {
     /// im2col: the channels `x` of one group to `(taps, tile rows * ow)`.
     fn unfold<T: Element>(&self, x: &[T], tile: &Range<usize>, matrix: &mut Vec<T>) {
         let width = tile.len() * self.ow;
-        matrix.clear();
         matrix.resize(self.taps() * width, T::zero());
-        for channel in 0..self.c / self.groups {
-            self.each_row(tile, channel, |tap, row, oy, columns, from| {
-                let to = &mut matrix[tap * width + (oy - tile.start) * self.ow..][columns.clone()];
-                let x = &x[row * self.w + from..];
+        for (tap, to) in matrix.chunks_exact_mut(width).enumerate() {
+            let (channel, ky, kx) = (tap / (self.k * self.k), tap / self.k % self.k, tap % self.k);
+            let (rows, columns) = (self.rows(ky), self.columns(kx));
+            for (oy, to) in tile.clone().zip(to.chunks_exact_mut(self.ow)) {
+                if !rows.contains(&oy) || columns.is_empty() {
+                    to.fill(T::zero());
+                    continue;
+                }
+                to[..columns.start].fill(T::zero());
+                to[columns.end..].fill(T::zero());
+                let row = channel * self.h + oy * self.stride + ky - self.top;
+                let x = &x[row * self.w + columns.start * self.stride + kx - self.left..];
+                let to = &mut to[columns.clone()];
                 if self.stride == 1 {
                     to.copy_from_slice(&x[..to.len()]);
                 } else {
                     to.iter_mut().zip(x.iter().step_by(self.stride)).for_each(|(to, &x)| *to = x);
                 }
-            });
+            }
         }
     }
 
@@ -286,6 +305,9 @@ fn depthwise_forward<T: Element>(g: &Geometry, x: &[T], weight: &[T], out: &mut 
 
 /// The gradient with respect to the images, from the output's gradient `dy`.
 pub(super) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -> Vec<T> {
+    if let Some(mirrored) = g.mirrored() {
+        return forward(&mirrored, dy, &mirror(g, weight), |_, _| {});
+    }
     let mut dx = vec![T::zero(); g.n * g.image_in()];
     dx.par_chunks_mut(g.image_in()).zip(dy.par_chunks(g.image_out())).for_each_init(Vec::new, |matrix, (dx, dy)| {
         if g.is_depthwise() {
@@ -295,6 +317,18 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -
         }
     });
     dx
+}
+
+/// Weights `(o, c, k, k)` as those of [`Geometry::mirrored`]: `(c, o, k, k)`, each kernel read backwards.
+fn mirror<T: Element>(g: &Geometry, weight: &[T]) -> Vec<T> {
+    let kernel = g.k * g.k;
+    let mut mirrored = vec![T::zero(); weight.len()];
+    for (index, from) in weight.chunks_exact(kernel).enumerate() {
+        let (o, c) = (index / g.c, index % g.c);
+        let to = &mut mirrored[(c * g.o + o) * kernel..][..kernel];
+        to.iter_mut().zip(from.iter().rev()).for_each(|(to, &from)| *to = from);
+    }
+    mirrored
 }
 
 fn image_input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T], dx: &mut [T], matrix: &mut Vec<T>) {

@@ -56,27 +56,30 @@ struct BatchNorm {
     statistics: Arc<OnceLock<Statistics>>,
 }
 
-/// Sum in an order that depends on the length alone: lanes side by side, then pairwise in f64.
+/// Sum in an order that depends on the length alone: lanes side by side, then in f64.
 pub(super) fn sum<T: Element>(x: &[T]) -> f64 {
-    accumulate(x.len(), |i| x[i])
+    accumulate([x], |[x]| x)
 }
 
-/// The sum of `of(i)` for `i` below `n`, as [`sum`]. Long sums are cut so that f32 lanes stay accurate.
+/// The sum of `of` over slices of one length, as [`sum`]. Long sums are cut so that f32 lanes stay accurate.
 #[inline]
-fn accumulate<T: Element>(n: usize, of: impl Fn(usize) -> T) -> f64 {
+fn accumulate<T: Element, const N: usize>(slices: [&[T]; N], of: impl Fn([T; N]) -> T) -> f64 {
     const BLOCK: usize = LANES * 64;
+    let n = slices[0].len();
     let mut total = 0.0;
     for start in (0..n).step_by(BLOCK) {
-        let end = (start + BLOCK).min(n);
-        let whole = start + (end - start) / LANES * LANES;
+        let block = slices.map(|slice| &slice[start..(start + BLOCK).min(n)]);
+        let len = block[0].len();
+        let whole = len / LANES * LANES;
         let mut lanes = [T::zero(); LANES];
-        for i in (start..whole).step_by(LANES) {
+        for at in (0..whole).step_by(LANES) {
+            let rows = block.map(|slice| &slice[at..at + LANES]);
             for (lane, sum) in lanes.iter_mut().enumerate() {
-                *sum += of(i + lane);
+                *sum += of(rows.map(|row| row[lane]));
             }
         }
-        total += lanes.iter().map(|&lane| (lane).wide()).sum::<f64>();
-        total += (whole..end).map(|i| (of(i)).wide()).sum::<f64>();
+        total += lanes.iter().map(|lane| lane.wide()).sum::<f64>();
+        total += (whole..len).map(|at| of(block.map(|slice| slice[at])).wide()).sum::<f64>();
     }
     total
 }
@@ -91,10 +94,7 @@ fn statistics<T: Element>(x: &[T], channels: usize, plane: usize) -> Statistics 
     let moments = |channel| {
         let mean = planes(x, channels, plane, channel).map(sum).sum::<f64>() / count as f64;
         let centre = T::of(mean);
-        let squares = planes(x, channels, plane, channel).map(|x| {
-            let x = &x[..plane];
-            accumulate(plane, |i| (x[i] - centre) * (x[i] - centre))
-        });
+        let squares = planes(x, channels, plane, channel).map(|x| accumulate([x], |[x]| (x - centre) * (x - centre)));
         (mean, squares.sum::<f64>() / count as f64)
     };
     let (mean, variance) = (0..channels).into_par_iter().map(moments).unzip();
@@ -172,9 +172,9 @@ impl BatchNorm {
                 .zip(planes(out, channels, plane, channel))
                 .zip(planes(dy, channels, plane, channel));
             for ((x, out), dy) in images {
-                let (x, out, dy) = (&x[..plane], &out[..plane], &dy[..plane]);
-                first += accumulate(plane, |i| self.activation.pass(out[i], dy[i]));
-                second += accumulate(plane, |i| self.activation.pass(out[i], dy[i]) * ((x[i] - mean) * inverse));
+                first += accumulate([out, dy], |[out, dy]| self.activation.pass(out, dy));
+                second +=
+                    accumulate([x, out, dy], |[x, out, dy]| self.activation.pass(out, dy) * ((x - mean) * inverse));
             }
             (first, second)
         };

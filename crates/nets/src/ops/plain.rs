@@ -83,3 +83,71 @@ pub(super) fn batch_norm(
     let list = |x: &Tensor| x.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>();
     Ok((out, Statistics { mean: list(&mean)?, variance: list(&variance)?, count: n * h * w }))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Var};
+    use game::Key;
+
+    use super::*;
+    use crate::{Padding, ops};
+
+    fn random(seed: u64, shape: &[usize]) -> Tensor {
+        let mut values = vec![0.0; shape.iter().product()];
+        Key::root(seed).fill_normal(&mut values);
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
+    }
+
+    /// Values and gradients of both implementations of one operation.
+    fn agree(
+        arguments: &[Tensor],
+        plain: impl Fn(&[Tensor]) -> Result<Tensor>,
+        quick: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) {
+        let variables: Vec<Var> = arguments.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+        let inputs: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+        let (plain, quick) = (plain(&inputs).unwrap(), quick(&inputs).unwrap());
+        let projection = random(99, quick.dims());
+        let gradients = |out: &Tensor| (out * &projection).unwrap().sum_all().unwrap().backward().unwrap();
+        let (by_plain, by_quick) = (gradients(&plain), gradients(&quick));
+        let close = |x: &Tensor, y: &Tensor| {
+            assert_eq!(x.dims(), y.dims());
+            let gap: f64 = (x - y).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            assert!(gap < 1e-10, "{gap}");
+        };
+        close(&plain, &quick);
+        for variable in &variables {
+            close(by_plain.get(variable).unwrap(), by_quick.get(variable).unwrap());
+        }
+    }
+
+    #[test]
+    fn candles_operations_and_ours_agree() {
+        for (size, stride, padding, groups) in [
+            ([9, 8], 2, Padding::same(1), 1),
+            ([7, 8], 1, Padding { top: 0, bottom: 1, left: 2, right: 1 }, 2),
+            ([8, 8], 2, Padding { bottom: 1, right: 1, ..Padding::default() }, 4),
+        ] {
+            let window = Window { stride, padding, groups };
+            let arguments = [random(1, &[2, 4, size[0], size[1]]), random(2, &[4, 4 / groups, 3, 3]), random(3, &[4])];
+            agree(
+                &arguments,
+                |a| conv2d(&a[0], &a[1], Some(&a[2]), window),
+                |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window),
+            );
+        }
+        let x = random(4, &[2, 3, 9, 8]);
+        let one = std::slice::from_ref(&x);
+        agree(one, |a| max_pool(&a[0], 3, 2, 1), |a| ops::max_pool(&a[0], 3, 2, 1));
+        agree(one, |a| subsample(&a[0], 2, 1, 2), |a| ops::subsample(&a[0], 2, 1, 2));
+        let wide = [(&x * 5.0).unwrap()];
+        for activation in [Activation::None, Activation::Relu, Activation::Relu6] {
+            agree(&wide, |a| activate(&a[0], activation), |a| ops::activate(&a[0], activation));
+            agree(
+                &[x.clone(), random(5, &[3]), random(6, &[3])],
+                |a| Ok(batch_norm(&a[0], &a[1], &a[2], 1e-5, activation)?.0),
+                |a| Ok(ops::batch_norm(&a[0], &a[1], &a[2], 1e-5, activation)?.0),
+            );
+        }
+    }
+}

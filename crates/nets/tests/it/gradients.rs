@@ -119,9 +119,14 @@ impl ToVec4 for Tensor {
 
 #[test]
 fn pools_have_right_values_and_gradients() {
-    for (size, kernel, stride, padding) in
-        [([8, 8], 3, 2, 1), ([7, 10], 3, 2, 1), ([9, 8], 2, 2, 0), ([7, 7], 3, 1, 1), ([8, 5], 3, 3, 0), ([6, 7], 2, 3, 1)]
-    {
+    for (size, kernel, stride, padding) in [
+        ([8, 8], 3, 2, 1),
+        ([7, 10], 3, 2, 1),
+        ([9, 8], 2, 2, 0),
+        ([7, 7], 3, 1, 1),
+        ([8, 5], 3, 3, 0),
+        ([6, 7], 2, 3, 1),
+    ] {
         let x = random(5, &[2, 3, size[0], size[1]]);
         check("max-pool", &[x], |a| ops::max_pool(&a[0], kernel, stride, padding));
     }
@@ -146,8 +151,12 @@ fn layers_without_planes_have_right_gradients() {
     for activation in [Activation::None, Activation::Relu, Activation::Relu6] {
         check("activation", &[(&x * 5.0).unwrap()], |a| ops::activate(&a[0], activation));
         check("sum", &[x.clone(), y.clone()], |a| ops::add(&a[0], &a[1], activation));
-        let affine =
-            ops::Affine { centre: vec![0.1, 0.2, 0.3], scale: vec![-1.0, 5.0, 0.5], shift: vec![0.0, 1.0, 2.0], activation };
+        let affine = ops::Affine {
+            centre: vec![0.1, 0.2, 0.3],
+            scale: vec![-1.0, 5.0, 0.5],
+            shift: vec![0.0, 1.0, 2.0],
+            activation,
+        };
         check("affine", std::slice::from_ref(&x), |a| affine.apply(&a[0]));
     }
     let (x, weight, bias) = (random(9, &[4, 5]), random(10, &[3, 5]), random(11, &[3]));
@@ -165,7 +174,9 @@ fn batch_normalisation_differentiates_its_statistics() {
         });
     }
     let far = (x * 1e-3).unwrap() + 1000.0;
-    let (out, _) = ops::batch_norm(&far.unwrap(), &gamma.ones_like().unwrap(), &beta.zeros_like().unwrap(), 0.0, Activation::None).unwrap();
+    let (out, _) =
+        ops::batch_norm(&far.unwrap(), &gamma.ones_like().unwrap(), &beta.zeros_like().unwrap(), 0.0, Activation::None)
+            .unwrap();
     let (mean, square): (f64, f64) =
         (out.mean_all().unwrap().to_scalar().unwrap(), out.sqr().unwrap().mean_all().unwrap().to_scalar().unwrap());
     assert!(mean.abs() < 1e-9 && (square - 1.0).abs() < 1e-6, "{mean} {square}");
@@ -222,7 +233,8 @@ fn input_gradients_of_every_architecture_are_right() {
             let error = [1e-5, 1e-6, 1e-7, 1e-8].map(|step| {
                 let at = |step: f64| value(&(&x + (&direction * step).unwrap()).unwrap());
                 let numeric = (at(step) - at(-step)) / (2.0 * step);
-                (numeric - exact).abs() / (1e-3 * gradient.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap() + numeric.abs())
+                (numeric - exact).abs()
+                    / (1e-3 * gradient.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap() + numeric.abs())
             });
             assert!(error.iter().any(|&error| error < 1e-5), "{json}: {error:?}");
         }

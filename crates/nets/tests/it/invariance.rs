@@ -25,10 +25,8 @@ fn an_image_has_the_same_logits_and_gradient_in_any_batch() {
         let x = images(Key::root(2), &[5, 3, 32, 32], DType::F32);
         let upstream = normal(Key::root(3), &[5, graph.classes], DType::F32);
         let run = |range: std::ops::Range<usize>| {
-            let (x, upstream) = (
-                x.narrow(0, range.start, range.len()).unwrap(),
-                upstream.narrow(0, range.start, range.len()).unwrap(),
-            );
+            let (x, upstream) =
+                (x.narrow(0, range.start, range.len()).unwrap(), upstream.narrow(0, range.start, range.len()).unwrap());
             let logits = network.logits(&x, &keys(range.len())).unwrap();
             [vector(&logits), vector(&gradient(&network, &x, &upstream).unwrap())]
         };

@@ -16,7 +16,8 @@ fn resnets_agree_with_candle_transformers() {
         let graph = spec(&format!(r#"{{"name": "resnet", "depth": {depth}, "classes": 10}}"#)).graph().unwrap();
         let weights = trained(&graph, Key::root(depth), DType::F32);
         let network = Network::new(&graph, &weights, &Device::Cpu).unwrap();
-        let builder = VarBuilder::from_tensors(weights.into_iter().collect::<HashMap<_, _>>(), DType::F32, &Device::Cpu);
+        let builder =
+            VarBuilder::from_tensors(weights.into_iter().collect::<HashMap<_, _>>(), DType::F32, &Device::Cpu);
         let theirs = match depth {
             18 => resnet::resnet18(10, builder),
             34 => resnet::resnet34(10, builder),

@@ -17,10 +17,12 @@ fn a_run_cut_in_two_gives_the_same_bits_as_a_whole_one() {
             optimiser.step(trainee, &loss.backward().unwrap(), 1e-2).unwrap();
         }
     };
-    let (mut whole, mut optimiser) = (Trainee::new(&graph, &start, &Device::Cpu).unwrap(), AdamW::new(Settings::default()));
+    let (mut whole, mut optimiser) =
+        (Trainee::new(&graph, &start, &Device::Cpu).unwrap(), AdamW::new(Settings::default()));
     go(&mut whole, &mut optimiser, 4);
 
-    let (mut first, mut optimiser) = (Trainee::new(&graph, &start, &Device::Cpu).unwrap(), AdamW::new(Settings::default()));
+    let (mut first, mut optimiser) =
+        (Trainee::new(&graph, &start, &Device::Cpu).unwrap(), AdamW::new(Settings::default()));
     go(&mut first, &mut optimiser, 2);
     let folder = tempfile::tempdir().unwrap();
     let (weights, state) = (folder.path().join("w.safetensors"), folder.path().join("s.safetensors"));

@@ -35,7 +35,8 @@ fn saving_is_deterministic_and_loading_gives_the_tensors_back() {
         assert!(loaded.iter().all(|(name, t)| t.dtype() == dtype && vector(t) == vector(&weights[name])));
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "drafts are gone");
-    let nowhere = save(&folder.path().join("no/such/a.safetensors"), &trained(&small(), Key::root(1), DType::F32), &facts);
+    let nowhere =
+        save(&folder.path().join("no/such/a.safetensors"), &trained(&small(), Key::root(1), DType::F32), &facts);
     assert!(nowhere.unwrap_err().to_string().contains("no/such"));
 }
 
@@ -113,7 +114,14 @@ fn names_of_timm_and_of_data_parallel_are_understood() {
                 let layers = if stage == 0 {
                     vec![("0.0", "conv_dw"), ("0.1", "bn1"), ("1", "conv_pw"), ("2", "bn2")]
                 } else {
-                    vec![("0.0", "conv_pw"), ("0.1", "bn1"), ("1.0", "conv_dw"), ("1.1", "bn2"), ("2", "conv_pwl"), ("3", "bn3")]
+                    vec![
+                        ("0.0", "conv_pw"),
+                        ("0.1", "bn1"),
+                        ("1.0", "conv_dw"),
+                        ("1.1", "bn2"),
+                        ("2", "conv_pwl"),
+                        ("3", "bn3"),
+                    ]
                 };
                 let theirs = layers.iter().find(|(ours, _)| *ours == place.join(".")).unwrap().1;
                 format!("blocks.{stage}.{}.{theirs}", feature - firsts[stage])
