@@ -146,21 +146,34 @@ impl Geometry {
         for (tap, to) in matrix.chunks_exact_mut(width).enumerate() {
             let (channel, ky, kx) = (tap / (self.k * self.k), tap / self.k % self.k, tap % self.k);
             let (rows, columns) = (self.rows(ky), self.columns(kx));
-            for (oy, to) in tile.clone().zip(to.chunks_exact_mut(self.ow)) {
-                if !rows.contains(&oy) || columns.is_empty() {
-                    to.fill(T::zero());
-                    continue;
-                }
-                to[..columns.start].fill(T::zero());
-                to[columns.end..].fill(T::zero());
-                let row = channel * self.h + oy * self.stride + ky - self.top;
-                let x = &x[row * self.w + columns.start * self.stride + kx - self.left..];
-                let to = &mut to[columns.clone()];
-                if self.stride == 1 {
-                    to.copy_from_slice(&x[..to.len()]);
-                } else {
-                    to.iter_mut().zip(x.iter().step_by(self.stride)).for_each(|(to, &x)| *to = x);
-                }
+            let rows = rows.start.clamp(tile.start, tile.end)..rows.end.clamp(tile.start, tile.end);
+            if rows.is_empty() || columns.is_empty() {
+                to.fill(T::zero());
+                continue;
+            }
+            let (above, below) = ((rows.start - tile.start) * self.ow, (rows.end - tile.start) * self.ow);
+            to[..above].fill(T::zero());
+            to[below..].fill(T::zero());
+            let row = channel * self.h + rows.start * self.stride + ky - self.top;
+            let x = &x[row * self.w + columns.start * self.stride + kx - self.left..];
+            self.unfold_rows(x, &mut to[above..below], columns);
+        }
+    }
+
+    /// The output rows `to` of one tap; `x` begins at the first pixel that is read.
+    fn unfold_rows<T: Element>(&self, x: &[T], to: &mut [T], columns: Range<usize>) {
+        let shifted = self.stride == 1 && self.ow == self.w;
+        if shifted {
+            // Input and output rows are equally long: one copy, whose overhang is then overwritten.
+            let len = to.len() - self.ow + columns.len();
+            to[columns.start..][..len].copy_from_slice(&x[..len]);
+        }
+        for (row, to) in to.chunks_exact_mut(self.ow).enumerate() {
+            to[..columns.start].iter_mut().for_each(|to| *to = T::zero());
+            to[columns.end..].iter_mut().for_each(|to| *to = T::zero());
+            if !shifted {
+                let x = x[row * self.stride * self.w..].iter().step_by(self.stride);
+                to[columns.clone()].iter_mut().zip(x).for_each(|(to, &x)| *to = x);
             }
         }
     }
