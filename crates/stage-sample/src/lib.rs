@@ -1,1 +1,3 @@
-//! Images to a Parquet table: embedded, Parquet, ImageFolder, or the hub
+//! Images to a Parquet table: embedded, Parquet, ImageFolder, or the hub.
+
+pub mod embedded;
