@@ -1,6 +1,18 @@
 //! The tables: one struct per kind of artifact, one row per example, epoch, point or number.
 
-use serde as _;
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, AsArray, Int64Array, StructArray},
+    datatypes::{DataType, Field, Fields, Schema, SchemaRef},
+    record_batch::RecordBatch,
+};
+use serde_json::json;
+
+use crate::{
+    Mismatch, Provenance, Row,
+    column::{self, table},
+};
 
 /// One image of a data set (`sample`).
 #[derive(Clone, Debug, PartialEq)]
@@ -146,80 +158,111 @@ pub struct TimingRow {
     pub seconds: f64,
 }
 
-impl crate::Row for SampleRow {
+table!(
+    FinetuneRow,
+    "finetune",
+    epoch,
+    steps,
+    learning_rate,
+    train_loss,
+    train_accuracy,
+    validation_correct,
+    validation_images,
+    weights,
+    sha256,
+    best
+);
+table!(
+    AttackRow,
+    "attack",
+    id,
+    label,
+    target,
+    phase,
+    step,
+    votes,
+    mean_logits,
+    loss,
+    linf,
+    l2,
+    zero_gradient,
+    non_finite,
+    forward_queries,
+    backward_queries,
+    delta
+);
+table!(TheoryRow, "theory", quantity, k, sigma, epsilon, votes, method, value, low, high, samples);
+table!(
+    ReportRow,
+    "report",
+    pipeline,
+    scale,
+    protocol,
+    quantity,
+    parameters,
+    value,
+    low,
+    high,
+    numerator,
+    denominator,
+    baseline_zero,
+    baseline_noise,
+    forward_queries,
+    backward_queries,
+    paper
+);
+table!(TimingRow, "timing", work, count, seconds);
+
+impl Row for SampleRow {
     const KIND: &'static str = "sample";
-    fn schema() -> arrow::datatypes::SchemaRef {
-        unimplemented!()
+
+    fn schema() -> SchemaRef {
+        Arc::new(Schema::new(vec![
+            column::field("id", |row: &Self| &row.id),
+            Field::new("image", DataType::Struct(image_fields()), true),
+            Field::new("label", DataType::Int64, true),
+        ]))
     }
-    fn encode(_rows: &[Self]) -> crate::Result<arrow::record_batch::RecordBatch> {
-        unimplemented!()
+
+    fn encode(rows: &[Self]) -> RecordBatch {
+        let image = vec![column::encode(rows, |row| &row.png), column::encode(rows, |row| &row.path)];
+        let image: ArrayRef = Arc::new(StructArray::new(image_fields(), image, None));
+        let label: ArrayRef = Arc::new(rows.iter().map(|row| i64::from(row.label)).collect::<Int64Array>());
+        column::batch::<Self>(vec![column::encode(rows, |row| &row.id), image, label])
     }
-    fn decode(_batch: &arrow::record_batch::RecordBatch) -> crate::Result<Vec<Self>> {
-        unimplemented!()
+
+    fn decode(batch: &RecordBatch) -> Result<Vec<Self>, Mismatch> {
+        let image = column::find(batch, "image", &DataType::Struct(image_fields()))?.as_struct();
+        let png = column::cells("image.bytes", image.column(0))?;
+        let path = column::cells("image.path", image.column(1))?;
+        let id = column::decode(batch, "id")?;
+        let label = column::decode::<i64>(batch, "label")?;
+        let rows = id.into_iter().zip(png).zip(path).zip(label);
+        rows.map(|(((id, png), path), label)| {
+            let label = u32::try_from(label).map_err(|_| Mismatch {
+                column: "label".to_owned(),
+                problem: format!("holds {label}, which is no class"),
+            })?;
+            Ok(Self { id, png, path, label })
+        })
+        .collect()
+    }
+
+    fn weight(&self) -> usize {
+        self.png.len() + self.path.len()
+    }
+
+    /// `Image` and `ClassLabel`, the class names taken from the fact `classes`.
+    fn features(provenance: &Provenance) -> Option<serde_json::Value> {
+        let label = match provenance.facts.get("classes") {
+            Some(names) if names.is_array() => json!({"_type": "ClassLabel", "names": names}),
+            _ => json!({"_type": "Value", "dtype": "int64"}),
+        };
+        Some(json!({"id": {"_type": "Value", "dtype": "uint32"}, "image": {"_type": "Image"}, "label": label}))
     }
 }
 
-impl crate::Row for FinetuneRow {
-    const KIND: &'static str = "finetune";
-    fn schema() -> arrow::datatypes::SchemaRef {
-        unimplemented!()
-    }
-    fn encode(_rows: &[Self]) -> crate::Result<arrow::record_batch::RecordBatch> {
-        unimplemented!()
-    }
-    fn decode(_batch: &arrow::record_batch::RecordBatch) -> crate::Result<Vec<Self>> {
-        unimplemented!()
-    }
-}
-
-impl crate::Row for AttackRow {
-    const KIND: &'static str = "attack";
-    fn schema() -> arrow::datatypes::SchemaRef {
-        unimplemented!()
-    }
-    fn encode(_rows: &[Self]) -> crate::Result<arrow::record_batch::RecordBatch> {
-        unimplemented!()
-    }
-    fn decode(_batch: &arrow::record_batch::RecordBatch) -> crate::Result<Vec<Self>> {
-        unimplemented!()
-    }
-}
-
-impl crate::Row for TheoryRow {
-    const KIND: &'static str = "theory";
-    fn schema() -> arrow::datatypes::SchemaRef {
-        unimplemented!()
-    }
-    fn encode(_rows: &[Self]) -> crate::Result<arrow::record_batch::RecordBatch> {
-        unimplemented!()
-    }
-    fn decode(_batch: &arrow::record_batch::RecordBatch) -> crate::Result<Vec<Self>> {
-        unimplemented!()
-    }
-}
-
-impl crate::Row for ReportRow {
-    const KIND: &'static str = "report";
-    fn schema() -> arrow::datatypes::SchemaRef {
-        unimplemented!()
-    }
-    fn encode(_rows: &[Self]) -> crate::Result<arrow::record_batch::RecordBatch> {
-        unimplemented!()
-    }
-    fn decode(_batch: &arrow::record_batch::RecordBatch) -> crate::Result<Vec<Self>> {
-        unimplemented!()
-    }
-}
-
-impl crate::Row for TimingRow {
-    const KIND: &'static str = "timing";
-    fn schema() -> arrow::datatypes::SchemaRef {
-        unimplemented!()
-    }
-    fn encode(_rows: &[Self]) -> crate::Result<arrow::record_batch::RecordBatch> {
-        unimplemented!()
-    }
-    fn decode(_batch: &arrow::record_batch::RecordBatch) -> crate::Result<Vec<Self>> {
-        unimplemented!()
-    }
+/// The struct that `datasets` takes for an image.
+fn image_fields() -> Fields {
+    Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)])
 }

@@ -1,15 +1,19 @@
 //! What every stage shares: parameters, command line, devices, digests, progress, exit codes.
+//!
+//! A stage binary is `fn main() -> ExitCode { stage::main::<ItsStage>() }`. Tests and other programs run a stage in
+//! their own process with [`run`] and a [`Context`] of their own.
 
+mod command;
+mod context;
+mod environment;
 pub mod images;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
-
-use artifact::{Provenance, Row, Shard, Writer};
-use candle_core::Device;
+use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
+
+pub use artifact::Exit;
+pub use command::{main, run};
+pub use context::{Context, Input, Progress, Table};
 
 /// One stage of the pipeline: parameters and inputs to one Parquet table.
 pub trait Stage {
@@ -24,69 +28,26 @@ pub trait Stage {
     /// The table's row.
     type Row: Row;
 
-    /// Writes the rows of this shard.
+    /// Writes the rows of this shard; the caller finishes the file.
+    ///
+    /// # Errors
+    /// Any. An [`artifact::Error`] about a file that was read or an [`Unfit`] ends the process with code 3, an
+    /// [`Invalid`] with code 4, everything else with code 1.
     fn run(params: &Self::Params, ctx: &Context, out: &mut Writer<Self::Row>) -> anyhow::Result<()>;
 }
 
-/// An input table: where it is, what wrote it, and its digest.
-#[derive(Clone, Debug)]
-pub struct Input {
-    /// The file.
-    pub path: PathBuf,
-    /// Its provenance; `provenance.kind` tells what rows it holds.
-    pub provenance: Provenance,
-    /// Its SHA-256 in hexadecimal.
-    pub sha256: String,
-}
+/// Numbers that cannot be right: NaN weights, a perturbation outside its ball. Ends the process with code 4.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
 
-/// What a stage may know besides its parameters; nothing here changes numbers.
-#[derive(Debug)]
-pub struct Context {
-    /// The inputs in the order given.
-    pub inputs: Vec<Input>,
-    /// The file being written; other files of the artifact go beside it.
-    pub out: PathBuf,
-    /// Which part of the whole to compute.
-    pub shard: Shard,
-    /// Where tensors live.
-    pub device: Device,
-    /// The folder that relative paths of local sources are below.
-    pub data_root: Option<PathBuf>,
-}
+/// Inputs that do not serve: absent, twice there, incomplete, or not those the parameters need. Ends the process with
+/// code 3.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfit(pub String);
 
-impl Context {
-    /// All rows of all inputs of one kind, in the order given (parts of one table in shard order), with their inputs.
-    pub fn read<R: Row>(&self) -> anyhow::Result<Vec<(Input, Vec<R>)>> {
-        unimplemented!()
-    }
-    /// Resolves a source's path: absolute, or below the data root.
-    pub fn local(&self, _path: &Path) -> anyhow::Result<PathBuf> {
-        unimplemented!()
-    }
-    /// Says on stderr what the work will cost before it starts.
-    pub fn announce(&self, _cost: &str) {
-        unimplemented!()
-    }
-    /// A progress bar of `total` steps, hidden when stderr is no terminal.
-    pub fn progress(&self, _total: u64, _what: &str) -> Progress {
-        unimplemented!()
-    }
-    /// Adds to the timing table written beside the artifact.
-    pub fn time(&self, _work: &str, _count: u64, _seconds: f64) {
-        unimplemented!()
-    }
-}
-
-/// A progress bar.
-#[derive(Debug)]
-pub struct Progress;
-
-impl Progress {
-    /// Advances by `steps`.
-    pub fn advance(&self, _steps: u64) {}
-}
-
-/// Runs a stage from the command line: the whole of a stage binary's `main`.
-pub fn main<S: Stage>() -> ExitCode {
-    unimplemented!()
-}
+/// Parameters or arguments that are wrong. Ends the process with code 2.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
