@@ -3,6 +3,8 @@
 use game::{Key, Phase};
 use serde::{Deserialize, Serialize};
 
+use crate::{Item, Reader, picture::encode};
+
 /// Rows and columns of pixels of an image.
 pub const SIDE: usize = 32;
 /// Names of the classes, in order of their labels.
@@ -182,4 +184,34 @@ fn knot(pixel: usize) -> (usize, f64) {
     let before = (place as usize).min(GRID - 2);
     let t = place - before as f64;
     (before, t * t * (3.0 - 2.0 * t))
+}
+
+/// The reader of the embedded set.
+pub(crate) struct Embedded {
+    pub(crate) seed: u64,
+    pub(crate) split: Split,
+    pub(crate) images: u32,
+}
+
+impl Reader for Embedded {
+    fn len(&self) -> usize {
+        self.images as usize
+    }
+
+    fn classes(&self) -> Option<Vec<String>> {
+        Some(CLASSES.map(String::from).to_vec())
+    }
+
+    fn inputs(&self, _ids: &[u32]) -> anyhow::Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+
+    fn read(&self, ids: &[u32], each: &mut dyn FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        for &id in ids {
+            let bytes = encode(&draw(self.seed, self.split, id), SIDE as u32, SIDE as u32)?;
+            let path = format!("embedded/{id}");
+            each(Item { id, label: label(id).into(), bytes, place: path.clone(), path })?;
+        }
+        Ok(())
+    }
 }
