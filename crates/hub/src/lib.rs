@@ -116,12 +116,7 @@ impl Hub {
         let (owner, name) = hf_hub::split_id(file.repo);
         macro_rules! download {
             ($repo:expr) => {
-                $repo
-                    .download_file()
-                    .filename(file.path)
-                    .revision(file.revision)
-                    .local_files_only(self.offline)
-                    .send()
+                $repo.download_file().filename(file.path).revision(file.revision).local_files_only(self.offline).send()
             };
         }
         match file.kind {

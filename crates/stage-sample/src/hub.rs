@@ -11,7 +11,8 @@ use crate::HubFile;
 pub(crate) fn fetch(repo: &str, revision: &str, files: &[HubFile]) -> anyhow::Result<Vec<(PathBuf, String)>> {
     let hub = Hub::from_env();
     let fetched = files.iter().map(|file| {
-        let wanted = hub::File { kind: Kind::Dataset, repo, revision, path: &file.path, sha256: file.sha256.as_deref() };
+        let wanted =
+            hub::File { kind: Kind::Dataset, repo, revision, path: &file.path, sha256: file.sha256.as_deref() };
         let fetched = hub.fetch(&wanted).map_err(|error| Unfit(error.to_string()))?;
         Ok((fetched.path, wanted.to_string()))
     });

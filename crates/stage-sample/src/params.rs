@@ -1,9 +1,6 @@
 //! What a sample is made of.
 
-use std::{
-    num::NonZeroU32,
-    path::PathBuf,
-};
+use std::{num::NonZeroU32, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use stage::{Context, Unfit, Usage};
@@ -187,4 +184,3 @@ impl Params {
 fn pinned(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }
-

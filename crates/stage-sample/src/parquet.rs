@@ -100,7 +100,13 @@ impl Parquet {
             let path = paths.as_ref().map(|paths| paths.as_string::<i64>()).filter(|paths| paths.is_valid(i));
             let path = path.map(|paths| paths.value(i)).filter(|path| !path.is_empty());
             let path = path.map_or_else(|| place.clone(), str::to_owned);
-            each(Item { id: (first + row) as u32, label: labels.value(i), bytes: bytes.value(i).to_vec(), path, place })?;
+            each(Item {
+                id: (first + row) as u32,
+                label: labels.value(i),
+                bytes: bytes.value(i).to_vec(),
+                path,
+                place,
+            })?;
         }
         Ok(())
     }
@@ -116,9 +122,8 @@ impl Parquet {
         if !matches!(bytes.data_type(), DataType::Binary | DataType::LargeBinary | DataType::BinaryView) {
             return Err(wrong().into());
         }
-        let text = |paths: &&ArrayRef| {
-            matches!(paths.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
-        };
+        let text =
+            |paths: &&ArrayRef| matches!(paths.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
         let paths = paths.filter(text).map(|paths| cast(paths, &DataType::LargeUtf8)).transpose()?;
         Ok((cast(bytes, &DataType::LargeBinary)?, paths))
     }
@@ -154,9 +159,8 @@ impl Reader for Parquet {
                 let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
                 let ranges = rows.iter().map(|&row| row..row + 1);
                 let selection = RowSelection::from_consecutive_ranges(ranges, table.rows);
-                let damaged = |e: String, row: usize| {
-                    table.unfit(format!("damaged after row {row}: {e}: replace the file"))
-                };
+                let damaged =
+                    |e: String, row: usize| table.unfit(format!("damaged after row {row}: {e}: replace the file"));
                 let batches = builder.with_projection(mask).with_row_selection(selection).with_batch_size(ROWS);
                 let mut left = rows.as_slice();
                 for batch in batches.build().map_err(|e| damaged(e.to_string(), 0))? {
