@@ -30,7 +30,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Not Parquet, cut short, or with bytes changed.
-    #[error("{path}: not a whole Parquet file, cut short or damaged; delete it and make it again")]
+    #[error("{path}: not a whole Parquet file; if a stage wrote it, delete it and make it again")]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -78,7 +78,7 @@ fn verify(arguments: &Arguments, out: &mut dyn Write) -> Result<Exit> {
         for fault in &faults {
             print(out, &format!("{fault}\n"));
         }
-        print(out, &format!("{} files verified, {} not as recorded\n", findings.len(), faults.len()));
+        print(out, &format!("{} digests verified, {} not as recorded\n", findings.len(), faults.len()));
     }
     Ok(if faults.is_empty() { Exit::Done } else { Exit::Input })
 }

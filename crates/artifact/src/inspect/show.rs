@@ -132,8 +132,8 @@ fn cell(array: &dyn Array, row: usize) -> Value {
         DataType::UInt32 => json!(array.as_primitive::<UInt32Type>().value(row)),
         DataType::UInt64 => json!(array.as_primitive::<UInt64Type>().value(row)),
         DataType::Int64 => json!(array.as_primitive::<Int64Type>().value(row)),
-        DataType::Float32 => json!(array.as_primitive::<Float32Type>().value(row)),
-        DataType::Float64 => json!(array.as_primitive::<Float64Type>().value(row)),
+        DataType::Float32 => number(array.as_primitive::<Float32Type>().value(row)),
+        DataType::Float64 => number(array.as_primitive::<Float64Type>().value(row)),
         DataType::Binary => json!(format!("{} bytes", array.as_binary::<i32>().value(row).len())),
         DataType::List(_) => {
             let list = array.as_list::<i32>().value(row);
@@ -145,6 +145,12 @@ fn cell(array: &dyn Array, row: usize) -> Value {
         }
         _ => array_value_to_string(array, row).map_or(Value::Null, Value::String),
     }
+}
+
+/// A float with no more digits than tell it apart; `inf`, `-inf` and `NaN`, which JSON lacks, as texts.
+fn number(value: impl ToString) -> Value {
+    let text = value.to_string();
+    text.parse().map_or_else(|_| Value::Null, |value: f64| if value.is_finite() { json!(value) } else { json!(text) })
 }
 
 /// A cell for the eye: long texts and lists cut short.

@@ -51,6 +51,11 @@ fn text_and_json_show_provenance_columns_and_rows() {
     for part in ["test, revision 3, part 0/1", "8/255", "List(UInt16)", "3 3 999", "data/finetune/b", "2 in 1 row"] {
         assert!(text.contains(part), "{part} in\n{text}");
     }
+    let extreme = AttackRow { loss: Some(f64::NAN), delta: Some(vec![0.1]), ..AttackRow::rows().remove(0) };
+    samples::write(&folder.path().join("extreme.parquet"), &[extreme]);
+    let shown = inspect(folder.path(), &["--json", "extreme.parquet"]);
+    let json: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&json["head"][0]["loss"], &json["head"][0]["delta"][0]), (&"NaN".into(), &0.1.into()));
     let shown = inspect(folder.path(), &["--json", "--rows", "1", REPORT]);
     let json: Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(json["rows"], 2);
@@ -75,10 +80,10 @@ fn an_unchanged_chain_is_verified_from_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     chain(folder.path());
     let shown = inspect(folder.path(), &["--verify", REPORT, REPORT]);
-    assert_eq!((shown.status.code(), stdout(&shown).as_str()), (Some(0), "5 files verified, 0 not as recorded\n"));
+    assert_eq!((shown.status.code(), stdout(&shown).as_str()), (Some(0), "5 digests verified, 0 not as recorded\n"));
     let elsewhere = tempfile::tempdir().unwrap();
     let shown = inspect(elsewhere.path(), &["--verify", folder.path().join(REPORT).to_str().unwrap()]);
-    assert_eq!((shown.status.code(), stdout(&shown).as_str()), (Some(0), "5 files verified, 0 not as recorded\n"));
+    assert_eq!((shown.status.code(), stdout(&shown).as_str()), (Some(0), "5 digests verified, 0 not as recorded\n"));
 }
 
 #[test]
@@ -90,7 +95,7 @@ fn changed_and_missing_files_are_named_up_the_chain() {
     let text = stdout(&shown);
     assert_eq!(shown.status.code(), Some(3));
     assert!(text.contains("data/finetune/b/epoch-012.safetensors: changed since data/finetune/b/part-0"), "{text}");
-    assert!(text.ends_with("5 files verified, 1 not as recorded\n"), "{text}");
+    assert!(text.ends_with("5 digests verified, 1 not as recorded\n"), "{text}");
     fs::remove_file(folder.path().join("data/sample/a/part-0-of-1.parquet")).unwrap();
     let shown = inspect(folder.path(), &["--verify", REPORT]);
     let text = stdout(&shown);
