@@ -1,1 +1,5 @@
-fn main() {}
+//! Images to a Parquet table: embedded, Parquet, ImageFolder, or the hub.
+
+fn main() -> std::process::ExitCode {
+    stage::main::<stage_sample::Sample>()
+}

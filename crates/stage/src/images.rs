@@ -4,17 +4,15 @@
 //! Both [`read`] and [`chunks`] walk the positions in order whatever the number of parts, so what follows cannot
 //! depend on how the sample was split.
 
-use std::{fs::File, io::Cursor, path::PathBuf};
+use std::{io::Cursor, path::PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
-use artifact::{Row, SampleRow, Shard};
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use anyhow::{Context as _, bail};
+use artifact::{Reader, Row, SampleRow, Shard};
 use serde_json::Value;
 
-use crate::{Context, Input};
+use crate::{Context, Input, Unfit};
 
-/// Rows read from a part at a time.
-const ROWS: usize = 64;
+const MEND: &str = "set `resize` and `crop` in the sample's parameters";
 
 /// Decoded images of one size, in the order of the sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,36 +146,23 @@ struct Parts {
 
 impl Parts {
     fn open(ctx: &Context, shard: Shard, limit: Option<u32>) -> anyhow::Result<Self> {
-        let inputs: Vec<&Input> = ctx.inputs.iter().filter(|i| i.provenance.kind == SampleRow::KIND).collect();
-        let Some(first) = inputs.first() else { bail!("no sample among the inputs: add the parts of one sample") };
+        let mut tables = ctx.tables(SampleRow::KIND)?;
+        let Some(inputs) = tables.pop() else { bail!(Unfit("no sample among the inputs: name its parts".into())) };
+        unfit(tables.is_empty(), || "the inputs hold two samples: name the parts of one".into())?;
+        let parts = inputs.iter().map(Part::open).collect::<anyhow::Result<_>>()?;
+        // A part without images has no size.
+        let has_size = |input: &&Input| input.provenance.facts.get("height").is_some_and(Value::is_u64);
+        let first = inputs.iter().find(has_size).unwrap_or(&inputs[0]);
         let name = first.path.display();
-        let (parameters, count) = (&first.provenance.parameters, first.provenance.shard.count as usize);
-        for input in &inputs {
-            ensure!(
-                &input.provenance.parameters == parameters && input.provenance.shard.count as usize == count,
-                "{} and {name} are parts of different samples: give the parts of one",
-                input.path.display()
-            );
-        }
-        let mut ordered: Vec<Option<&Input>> = vec![None; count];
-        for input in &inputs {
-            let index = input.provenance.shard.index as usize;
-            let slot =
-                ordered.get_mut(index).with_context(|| format!("{}: damaged provenance", input.path.display()))?;
-            ensure!(slot.replace(input).is_none(), "part {index} of the sample {name} is given twice: give it once");
-        }
-        let parts = ordered.iter().enumerate().map(|(index, input)| {
-            Part::open(input.with_context(|| format!("part {index} of {count} of the sample {name} is not given"))?)
-        });
         let facts = &first.provenance.facts;
         let side = |name: &str| facts.get(name).and_then(Value::as_u64).map(|side| side as usize);
         let (Some(height), Some(width)) = (side("height"), side("width")) else {
-            bail!("{name}: the images differ in size: set `resize` and `crop` in the sample's parameters")
+            bail!(Unfit(format!("{name}: the images differ in size: {MEND}")))
         };
         let classes = facts.get("classes").cloned().unwrap_or_default();
         let classes = serde_json::from_value(classes).with_context(|| format!("{name}: no class names"))?;
         let limit = limit.map_or(u64::MAX, u64::from);
-        Ok(Self { parts: parts.collect::<anyhow::Result<_>>()?, shard, limit, position: 0, classes, height, width })
+        Ok(Self { parts, shard, limit, position: 0, classes, height, width })
     }
 
     /// The next `count` images, fewer at the end.
@@ -192,19 +177,15 @@ impl Parts {
             if !wanted {
                 continue;
             }
-            let context = || format!("{}, image {}: run `sample` again", part.path.display(), row.id);
-            let image = decode(&row.png).with_context(context)?;
-            ensure!(
-                (image.height, image.width) == (self.height, self.width),
-                "{}, image {}: {}x{} pixels instead of {}x{}: set `resize` and `crop` in the sample's parameters",
-                part.path.display(),
-                row.id,
-                image.height,
-                image.width,
-                self.height,
-                self.width
-            );
-            ensure!((row.label as usize) < self.classes.len(), "label {} has no class name", row.label);
+            let place = || format!("{}, image {}", part.path.display(), row.id);
+            let image = decode(&row.png).map_err(|e| Unfit(format!("{}: {e}: run `sample` again", place())))?;
+            unfit((image.height, image.width) == (self.height, self.width), || {
+                let (a, b) = ((image.height, image.width), (self.height, self.width));
+                format!("{}: {}x{} pixels instead of {}x{}: {MEND}", place(), a.0, a.1, b.0, b.1)
+            })?;
+            unfit((row.label as usize) < self.classes.len(), || {
+                format!("{}: label {} has no class name: run `sample` again", place(), row.label)
+            })?;
             images.ids.push(row.id);
             images.labels.push(row.label);
             images.pixels.extend(image.pixels);
@@ -216,16 +197,14 @@ impl Parts {
 /// The rows of one file, one at a time.
 struct Part {
     path: PathBuf,
-    batches: ParquetRecordBatchReader,
+    reader: Reader<SampleRow>,
     rows: std::vec::IntoIter<SampleRow>,
 }
 
 impl Part {
     fn open(input: &Input) -> anyhow::Result<Self> {
-        let path = input.path.clone();
-        let file = File::open(&path).with_context(|| path.display().to_string())?;
-        let batches = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(ROWS).build()?;
-        Ok(Self { path, batches, rows: Vec::new().into_iter() })
+        let reader = Reader::open(&input.path)?;
+        Ok(Self { path: input.path.clone(), reader, rows: Vec::new().into_iter() })
     }
 
     fn next(&mut self) -> anyhow::Result<Option<SampleRow>> {
@@ -233,9 +212,12 @@ impl Part {
             if let Some(row) = self.rows.next() {
                 return Ok(Some(row));
             }
-            let Some(batch) = self.batches.next() else { return Ok(None) };
-            let batch = batch.with_context(|| format!("{}: damaged: run `sample` again", self.path.display()))?;
-            self.rows = SampleRow::decode(&batch)?.into_iter();
+            let Some(rows) = self.reader.next() else { return Ok(None) };
+            self.rows = rows?.into_iter();
         }
     }
+}
+
+fn unfit(fits: bool, text: impl FnOnce() -> String) -> Result<(), Unfit> {
+    if fits { Ok(()) } else { Err(Unfit(text())) }
 }

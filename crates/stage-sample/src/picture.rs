@@ -1,0 +1,97 @@
+//! Decoding, resizing and cropping, as PIL and torchvision do.
+
+use std::io::Cursor;
+
+use anyhow::Context as _;
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image};
+use image::{
+    DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, ImageReader, RgbImage, codecs::png::PngEncoder,
+    imageops,
+};
+
+/// An image ready for the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    /// PNG, 8-bit RGB.
+    pub png: Vec<u8>,
+    /// Rows of pixels.
+    pub height: u32,
+    /// Columns of pixels.
+    pub width: u32,
+}
+
+/// Decodes a PNG or JPEG, scales its shorter side to `resize` pixels, and keeps the middle `crop` x `crop`.
+///
+/// Without either, the bytes of an 8-bit RGB PNG are kept as they are.
+///
+/// # Errors
+/// If the bytes are no whole PNG or JPEG.
+pub fn prepare(bytes: Vec<u8>, resize: Option<u32>, crop: Option<u32>) -> anyhow::Result<Picture> {
+    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    let as_is = reader.format() == Some(ImageFormat::Png) && resize.is_none() && crop.is_none() && is_rgb8(&bytes);
+    let mut image = rgb(reader.decode()?);
+    if let Some(side) = resize {
+        image = shorter_side(image, side)?;
+    }
+    if let Some(side) = crop {
+        image = center_crop(&image, side);
+    }
+    let (width, height) = image.dimensions();
+    let png = if as_is { bytes } else { encode(&image, height, width)? };
+    Ok(Picture { png, height, width })
+}
+
+/// Packs 8-bit RGB pixels as PNG.
+pub(crate) fn encode(pixels: &[u8], height: u32, width: u32) -> anyhow::Result<Vec<u8>> {
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png).write_image(pixels, width, height, ExtendedColorType::Rgb8)?;
+    Ok(png)
+}
+
+/// Whether a PNG's header says 8 bits, red, green, blue.
+fn is_rgb8(png: &[u8]) -> bool {
+    png.get(24..26) == Some(&[8, 2])
+}
+
+/// As PIL's `convert("RGB")`: grey is copied, alpha dropped, of 16 bits the upper 8 are kept.
+fn rgb(image: DynamicImage) -> RgbImage {
+    let high = |value: u16| (value >> 8) as u8;
+    match image {
+        DynamicImage::ImageLuma16(_)
+        | DynamicImage::ImageLumaA16(_)
+        | DynamicImage::ImageRgb16(_)
+        | DynamicImage::ImageRgba16(_) => {
+            let wide = image.into_rgb16();
+            RgbImage::from_fn(wide.width(), wide.height(), |x, y| image::Rgb(wide.get_pixel(x, y).0.map(high)))
+        }
+        _ => image.into_rgb8(),
+    }
+}
+
+/// torchvision's `Resize(side)`: PIL's bilinear filter with antialias; the longer side is rounded down.
+fn shorter_side(image: RgbImage, side: u32) -> anyhow::Result<RgbImage> {
+    let (width, height) = image.dimensions();
+    let (short, long) = (width.min(height), width.max(height));
+    if short == side {
+        return Ok(image);
+    }
+    let scaled = u32::try_from(u64::from(side) * u64::from(long) / u64::from(short)).context("too large a `resize`")?;
+    let (new_width, new_height) = if width <= height { (side, scaled) } else { (scaled, side) };
+    let from = Image::from_vec_u8(width, height, image.into_raw(), PixelType::U8x3)?;
+    let mut to = Image::new(new_width, new_height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    Resizer::new().resize(&from, &mut to, &options)?;
+    RgbImage::from_raw(new_width, new_height, to.into_vec()).context("a resized image of another size")
+}
+
+/// torchvision's `CenterCrop(side)`: smaller images are framed in black first, odd pixels going right and below; half
+/// an offset is rounded to the even number.
+fn center_crop(image: &RgbImage, side: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let mut framed = RgbImage::new(width.max(side), height.max(side));
+    let frame = |length: u32| i64::from(side.saturating_sub(length) / 2);
+    imageops::replace(&mut framed, image, frame(width), frame(height));
+    let offset = |length: u32| (f64::from(length - side) / 2.0).round_ties_even() as u32;
+    let (x, y) = (offset(framed.width()), offset(framed.height()));
+    imageops::crop_imm(&framed, x, y, side, side).to_image()
+}
