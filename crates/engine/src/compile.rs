@@ -338,7 +338,7 @@ impl Compiler<'_> {
             Form::Winograd => {
                 let weights = pack_winograd(&blocks, lanes, depth, outputs, &taps, &weight);
                 let bytes = winograd::SIDE * winograd::SIDE * (source.channels + padded) * size_of::<f32>();
-                let chunk = (WINOGRAD_BYTES / bytes).clamp(16, 256).next_multiple_of(8);
+                let chunk = (std::env::var("WB").ok().map_or(WINOGRAD_BYTES, |v| v.parse::<usize>().unwrap() << 10) / bytes).clamp(8, 256).next_multiple_of(8);
                 let start = offset(&taps[0]);
                 let depth_padded = source.channels;
                 (Vec::new(), weights, Algorithm::Winograd { depth, depth_padded, start, blocks, chunk })
@@ -358,13 +358,15 @@ impl Compiler<'_> {
                 (offsets, weights, Algorithm::Dense { run: side, blocks })
             }
             Form::Dense => {
-                let offsets: Vec<_> = taps.iter().map(offset).collect();
+                let mut offsets: Vec<_> = taps.iter().map(offset).collect();
                 let mut weights = Floats::zeros(offsets.len() * depth * padded);
                 dense::pack(&blocks, lanes, offsets.len() * depth, weights.as_mut(), |k, c| {
                     let (_, _, y, x) = taps[k / depth];
                     if c < outputs { weight(k % depth, c, y, x) as f32 } else { 0.0 }
                 });
-                (offsets, weights, Algorithm::Dense { run: depth, blocks })
+                let joined = joined(&offsets, depth);
+                offsets = offsets.into_iter().step_by(joined).collect();
+                (offsets, weights, Algorithm::Dense { run: depth * joined, blocks })
             }
             Form::Depthwise => {
                 let mut weights = Floats::zeros(taps.len() * padded);
@@ -422,6 +424,14 @@ const WINOGRAD_BYTES: usize = 768 << 10;
 /// The largest buffer of a group of images, for the same reason.
 const GROUP_BYTES: usize = 512 << 10;
 const GROUP_IMAGES: usize = 16;
+
+/// How many taps at a time lie one behind the other in memory, each `depth` long.
+fn joined(offsets: &[isize], depth: usize) -> usize {
+    let follows = |pair: &[isize]| pair[1] - pair[0] == depth as isize;
+    let first = offsets.windows(2).take_while(|pair| follows(pair)).count() + 1;
+    let even = offsets.len().is_multiple_of(first) && offsets.chunks(first).all(|row| row.windows(2).all(follows));
+    if even { first } else { 1 }
+}
 
 fn pack_winograd(
     blocks: &[usize],
@@ -564,7 +574,7 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         .collect();
     let gradient_slots = slots.assign(&gradient_layouts, &backward_uses, &[0], &[]);
 
-    let group = (GROUP_BYTES / (slots.largest() * size_of::<f32>()).max(1)).clamp(1, GROUP_IMAGES);
+    let group = std::env::var("G").ok().map_or((GROUP_BYTES / (slots.largest() * size_of::<f32>()).max(1)).clamp(1, GROUP_IMAGES), |g| g.parse().unwrap());
     let (offsets, image) = slots.place(group);
     let work: Vec<Work> = network
         .steps
@@ -632,4 +642,16 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         stem: compiler.stem,
         state: state.max(1),
     })
+}
+
+impl Pass {
+    pub(crate) fn describe(&self, images: usize) -> String {
+        let _ = images;
+        match &self.kernel {
+            Algorithm::Dense { run, blocks } => format!("dense s{} st{} taps {} run {run} -> {blocks:?} {}x{}", self.stride, self.step, self.taps.len(), self.rows, self.columns),
+            Algorithm::Winograd { depth, blocks, chunk, .. } => format!("winograd {depth} -> {blocks:?} {}x{} chunk {chunk}", self.rows, self.columns),
+            Algorithm::Depthwise => format!("depthwise s{} {} {}x{}", self.stride, self.weights.len()/self.taps.len(), self.rows, self.columns),
+            Algorithm::Stem{..} => String::new(),
+        }
+    }
 }

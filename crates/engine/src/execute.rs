@@ -68,6 +68,7 @@ impl<'a> Run<'a> {
     }
 
     fn map<T: Source>(&self, source: T, layout: &Layout, finish: Finish) {
+        let _t = crate::prof::T::new(|| format!("map {}", std::any::type_name::<T>()));
         let map = Map {
             source,
             channels_padded: layout.channels,
@@ -81,6 +82,7 @@ impl<'a> Run<'a> {
     }
 
     fn convolve(&self, pass: &Pass, from: View<f32>, finish: Finish) {
+        let _t = crate::prof::T::new(|| pass.describe(self.images));
         let isa = self.net.isa;
         let (step, (y, x)) = (pass.step, pass.first);
         let finish = Finish {
@@ -127,6 +129,7 @@ impl<'a> Run<'a> {
 
     /// Copies the images in, normalised.
     fn load(&self, pixels: &[f32]) {
+        let _t = crate::prof::T::new(|| "load".into());
         let layout = &self.net.values[0].layout;
         let (rows, columns) = (layout.rows, layout.columns);
         for (i, plane) in pixels.chunks_exact(rows * columns).enumerate() {
@@ -254,6 +257,7 @@ impl<'a> Run<'a> {
     }
 
     fn image_gradient(&self, back: &Back, gradient: &mut [f32]) {
+        let _t = crate::prof::T::new(|| "stem backward".into());
         let net = self.net;
         let Some(Work::Convolution { backward, .. }) = back.stage.map(|stage| &net.stages[stage].work) else {
             unreachable!("only convolutions read the image")

@@ -108,6 +108,11 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_inside(to: *mut u8, v: Self::V, top: Self::V);
     /// `v` where the lane's stored bit is set, else 0.
     unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V;
+    /// The same pointer, of which the compiler knows nothing: else it keeps dozens of derived pointers on the stack.
+    #[inline(always)]
+    fn opaque<T>(pointer: *mut T) -> *mut T {
+        std::hint::black_box(pointer)
+    }
 }
 
 /// Eight floats and no intrinsics.
@@ -189,6 +194,7 @@ impl Simd for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
     use super::{Kernel, Simd};
@@ -211,6 +217,12 @@ mod x86 {
         const LANES: usize = 16;
         const PIXELS: usize = 8;
 
+        #[inline(always)]
+        fn opaque<T>(mut pointer: *mut T) -> *mut T {
+            // SAFETY: does nothing.
+            unsafe { asm!("/* {} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+            pointer
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self::V {
             unsafe { _mm512_set1_ps(x) }
@@ -278,6 +290,12 @@ mod x86 {
         const LANES: usize = 8;
         const PIXELS: usize = 4;
 
+        #[inline(always)]
+        fn opaque<T>(mut pointer: *mut T) -> *mut T {
+            // SAFETY: does nothing.
+            unsafe { asm!("/* {} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+            pointer
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self::V {
             unsafe { _mm256_set1_ps(x) }

@@ -37,7 +37,7 @@ impl Stage for Attack {
         params.check().map_err(Usage)?;
         let (network, table) = network::open(params.epoch, ctx)?;
         // The first image tells the size, and with it how many make a batch.
-        let Some(first) = chunks(ctx, params.limit, 1)?.next().transpose()? else {
+        let Some(first) = images::chunks(ctx, ctx.shard, params.limit, 1)?.next().transpose()? else {
             ctx.announce("no image of the sample belongs to this part");
             return Ok(());
         };
@@ -47,23 +47,13 @@ impl Stage for Attack {
         let cell = Cell { params, ctx, network: network.as_ref() };
         cell.announce(images);
         let progress = ctx.progress(cell.evaluations(images), "evaluations");
-        for images in chunks(ctx, params.limit, batch)? {
+        for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
             out.push(&cell.attack(&images?, batch, &progress)?)?;
         }
         drop(progress);
         cell.report();
         Ok(())
     }
-}
-
-/// The images of this shard, `size` at a time; whatever is wrong with them is a fault of the inputs.
-fn chunks(
-    ctx: &Context,
-    limit: Option<u32>,
-    size: usize,
-) -> Result<impl Iterator<Item = Result<Images, Unfit>>, Unfit> {
-    let unfit = |error: anyhow::Error| Unfit(format!("{error:#}"));
-    Ok(images::chunks(ctx, ctx.shard, limit, size).map_err(unfit)?.map(move |images| images.map_err(unfit)))
 }
 
 /// The number of images of this shard.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use artifact::FinetuneRow;
 use candle_core::DType;
 use game::{Key, Phase};
+use hub::{Fetched, File, Hub, Kind};
 use nets::{Graph, Op, Weights, weights};
 use serde_json::{Value, json};
 use stage::{Context, Invalid, Unfit};
 
-use crate::{Init, Params, hub};
+use crate::{Init, Params};
 
 /// The initial weights: drawn, or in a file whose digest is known before it is read.
 pub(crate) enum Source {
@@ -24,7 +25,10 @@ impl Source {
             Init::Fresh {} => return Ok(Self::Fresh),
             Init::File { path, sha256, new_head } => (ctx.local(Path::new(path))?, sha256.as_deref(), *new_head),
             Init::Hub { repo, revision, file, sha256, new_head } => {
-                (hub::model(repo, revision, file)?, sha256.as_deref(), *new_head)
+                let file = File { kind: Kind::Model, repo, revision, path: file, sha256: sha256.as_deref() };
+                let Fetched { path, sha256 } =
+                    Hub::from_env().fetch(&file).map_err(|error| Unfit(error.to_string()))?;
+                return Ok(Self::File { path, sha256, new_head: *new_head });
             }
             Init::Finetuned { epoch, new_head } => (epoch.weights(&ctx.table::<FinetuneRow>()?)?, None, *new_head),
         };

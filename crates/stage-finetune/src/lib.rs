@@ -5,7 +5,6 @@
 
 mod augment;
 mod data;
-mod hub;
 mod init;
 mod params;
 mod resume;
@@ -46,8 +45,7 @@ impl Stage for Finetune {
         }
         let graph = params.model.graph().map_err(|fault| Usage(format!("model: {fault}")))?;
         let source = Source::open(&params.init, ctx)?;
-        let sampled = ctx.of_kind(SampleRow::KIND).next().map(|_| images::read(ctx, Shard::WHOLE, None)).transpose();
-        let images = sampled.map_err(|fault| Unfit(format!("{fault:#}")))?;
+        let images = ctx.of_kind(SampleRow::KIND).next().map(|_| images::read(ctx, Shard::WHOLE, None)).transpose()?;
         let augment = params.training.as_ref().map(|training| training.augment).unwrap_or_default();
         out.provenance_mut().facts.extend(facts(params, &source, images.as_ref(), augment));
         let metadata = metadata(params, &source);

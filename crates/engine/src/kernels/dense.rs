@@ -1,10 +1,14 @@
 //! Dense convolution: a matrix product whose rows are gathered by a list of taps.
 
+use std::mem::MaybeUninit;
+
 use super::{Finish, Spot, View, tiles};
 use crate::simd::{Kernel, Simd};
 
 /// Pixels whose offsets are worked out at once.
 const CHUNK: usize = 64;
+/// Floats of the largest register tile: 8 pixels by 3 vectors of 16.
+const ROOM: usize = 8 * 3 * 16;
 
 /// `to(y, x) = sum over taps and k < run of from(y, x)[tap + k] * weight`, over `rows x columns` pixels of `images`.
 ///
@@ -67,9 +71,19 @@ unsafe fn tile<S: Simd, const P: usize, const L: usize>(
                 k += 1;
             }
         }
+        // Through memory: the epilogue is a loop, and sums that a loop indexes would never stay in registers.
+        let mut done = [const { MaybeUninit::<f32>::uninit() }; ROOM];
+        let done = done.as_mut_ptr().cast::<f32>();
         for p in 0..P {
             for l in 0..L {
-                job.finish.store::<S>(sums[p][l], *spots.get_unchecked(p), channel + l * S::LANES);
+                S::store(done.add((p * L + l) * S::LANES), sums[p][l]);
+            }
+        }
+        let done = S::opaque(done);
+        for p in 0..P {
+            for l in 0..L {
+                let sum = S::load(done.add((p * L + l) * S::LANES));
+                job.finish.store::<S>(sum, *spots.get_unchecked(p), channel + l * S::LANES);
             }
         }
     }

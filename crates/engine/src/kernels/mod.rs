@@ -88,28 +88,56 @@ impl Finish {
     #[inline(always)]
     pub(crate) unsafe fn store<S: Simd>(&self, sum: S::V, spot: Spot, channel: usize) {
         unsafe {
-            let mut v = sum;
-            if !self.bias.is_null() {
-                v = S::add(v, S::load(self.bias.add(channel)));
+            let bias = self.bias_at::<S>(channel);
+            match (self.end, self.mask.at.is_null()) {
+                (End::Linear, _) => self.store_as::<S, LINEAR>(sum, bias, spot, channel),
+                (End::Clamp { .. }, true) => self.store_as::<S, CLAMP>(sum, bias, spot, channel),
+                (End::Clamp { .. }, false) => self.store_as::<S, CLAMP_AND_MARK>(sum, bias, spot, channel),
+                (End::Masked, _) => self.store_as::<S, MASKED>(sum, bias, spot, channel),
             }
+        }
+    }
+
+    /// # Safety
+    /// The channel must be inside the output.
+    #[inline(always)]
+    pub(crate) unsafe fn bias_at<S: Simd>(&self, channel: usize) -> S::V {
+        unsafe { if self.bias.is_null() { S::splat(0.0) } else { S::load(self.bias.add(channel)) } }
+    }
+
+    /// [`Finish::store`] where the kind of end is known to the compiler.
+    ///
+    /// # Safety
+    /// As `store`, and the kind must be this epilogue's.
+    #[inline(always)]
+    pub(crate) unsafe fn store_as<S: Simd, const KIND: u8>(&self, sum: S::V, bias: S::V, spot: Spot, channel: usize) {
+        unsafe {
+            let mut v = S::add(sum, bias);
             if !self.residual.at.is_null() {
                 v = S::add(v, S::load(self.residual.at.add(spot.residual + channel)));
             }
-            match self.end {
-                End::Linear => {}
-                End::Clamp { top } => {
-                    let top = S::splat(top);
-                    if !self.mask.at.is_null() {
-                        S::store_inside(self.mask.at.add(spot.mask + channel / 8), v, top);
-                    }
-                    v = S::cap(S::relu(v), top);
+            if let End::Clamp { top } = self.end
+                && (KIND == CLAMP || KIND == CLAMP_AND_MARK)
+            {
+                let top = S::splat(top);
+                if KIND == CLAMP_AND_MARK {
+                    S::store_inside(self.mask.at.add(spot.mask + channel / 8), v, top);
                 }
-                End::Masked => v = S::keep(v, self.mask.at.add(spot.mask + channel / 8)),
+                v = S::cap(S::relu(v), top);
+            }
+            if KIND == MASKED {
+                v = S::keep(v, self.mask.at.add(spot.mask + channel / 8));
             }
             S::store(self.to.at.add(spot.to + channel), v);
         }
     }
 }
+
+/// Kinds of epilogue, for [`Finish::store_as`].
+pub(crate) const LINEAR: u8 = 0;
+pub(crate) const CLAMP: u8 = 1;
+pub(crate) const CLAMP_AND_MARK: u8 = 2;
+pub(crate) const MASKED: u8 = 3;
 
 /// Splits `vectors` of output channels into register tiles of at most `widest`.
 pub(crate) fn split(vectors: usize, widest: usize) -> impl Iterator<Item = usize> {

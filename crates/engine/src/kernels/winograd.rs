@@ -1,7 +1,7 @@
 //! Winograd's F(4x4, 3x3) (Lavin and Gray 2016, section 4.3): 36 multiplications for 16 outputs where the direct sum
 //! has 144.
 
-use super::{Finish, View, tiles};
+use super::{CLAMP, CLAMP_AND_MARK, End, Finish, LINEAR, MASKED, Spot, View, tiles};
 use crate::simd::{Kernel, Simd};
 
 /// Outputs of a tile in each direction.
@@ -97,14 +97,17 @@ unsafe fn output_line<S: Simd>(m: [S::V; SIDE]) -> [S::V; TILE] {
 }
 
 #[inline(always)]
-unsafe fn load_transform<S: Simd>(from: *const f32, row: usize, pixel: usize, to: *mut f32, step: usize) {
+unsafe fn load_transform<S: Simd>(from: *mut f32, row: usize, pixel: usize, to: *mut f32, step: usize) {
     unsafe {
+        let mut from = S::opaque(from);
+        let mut to = S::opaque(to);
         let mut half = [[S::splat(0.0); SIDE]; SIDE];
         for x in 0..SIDE {
             let mut d = [S::splat(0.0); SIDE];
             for y in 0..SIDE {
-                d[y] = S::load(from.add(y.wrapping_mul(row).wrapping_add(x.wrapping_mul(pixel))));
+                d[y] = S::load(from.add(y.wrapping_mul(row)));
             }
+            from = from.add(pixel);
             let d = input_line::<S>(d);
             for y in 0..SIDE {
                 half[y][x] = d[y];
@@ -113,8 +116,9 @@ unsafe fn load_transform<S: Simd>(from: *const f32, row: usize, pixel: usize, to
         for y in 0..SIDE {
             let d = input_line::<S>(half[y]);
             for x in 0..SIDE {
-                S::store(to.add((y * SIDE + x).wrapping_mul(step)), d[x]);
+                S::store(to.add(x.wrapping_mul(step)), d[x]);
             }
+            to = to.add(SIDE.wrapping_mul(step));
         }
     }
 }
@@ -221,13 +225,11 @@ impl Kernel for Winograd<'_> {
                         _ => product::<S>(from, inputs, depth, count, weights, self.blocks, to, outputs),
                     }
                 }
-                for t in 0..count {
-                    let (image, y, x) = self.place(first + t);
-                    let mut c = 0;
-                    while c < outputs {
-                        self.finish_tile::<S>(m.add(t * outputs + c), m_step, image, y * TILE, x * TILE, c);
-                        c += S::LANES;
-                    }
+                match (self.finish.end, self.finish.mask.at.is_null()) {
+                    (End::Linear, _) => self.finish_tiles::<S, LINEAR>(m, first, count),
+                    (End::Clamp { .. }, true) => self.finish_tiles::<S, CLAMP>(m, first, count),
+                    (End::Clamp { .. }, false) => self.finish_tiles::<S, CLAMP_AND_MARK>(m, first, count),
+                    (End::Masked, _) => self.finish_tiles::<S, MASKED>(m, first, count),
                 }
             }
             first += count;
@@ -237,30 +239,100 @@ impl Kernel for Winograd<'_> {
 
 impl Winograd<'_> {
     #[inline(always)]
-    unsafe fn finish_tile<S: Simd>(&self, m: *const f32, step: usize, image: usize, y: usize, x: usize, c: usize) {
-        unsafe {
-            let mut half = [[S::splat(0.0); SIDE]; TILE];
-            for j in 0..SIDE {
-                let mut line = [S::splat(0.0); SIDE];
-                for i in 0..SIDE {
-                    line[i] = S::load(m.add((i * SIDE + j).wrapping_mul(step)));
-                }
-                let line = output_line::<S>(line);
-                for i in 0..TILE {
-                    half[i][j] = line[i];
-                }
-            }
-            for i in 0..TILE {
-                if y + i >= self.rows {
-                    return;
-                }
-                let line = output_line::<S>(half[i]);
-                for j in 0..TILE {
-                    if x + j < self.columns {
-                        self.finish.store::<S>(line[j], self.finish.spot(image, y + i, x + j), c);
+    unsafe fn finish_tiles<S: Simd, const KIND: u8>(&self, m: *mut f32, first: usize, count: usize) {
+        let outputs = self.blocks.iter().sum::<usize>() * S::LANES;
+        let mut c = 0;
+        while c < outputs {
+            unsafe {
+                let bias = self.finish.bias_at::<S>(c);
+                for t in 0..count {
+                    let (image, y, x) = self.place(first + t);
+                    let (y, x) = (y * TILE, x * TILE);
+                    let tile = output_tile::<S>(m.add(t * outputs + c), count * outputs);
+                    let spot = self.finish.spot(image, y, x);
+                    if y + TILE <= self.rows && x + TILE <= self.columns {
+                        self.store_tile::<S, KIND>(tile, bias, spot, c);
+                    } else {
+                        self.store_edge::<S, KIND>(tile, bias, [image, y, x], c);
                     }
                 }
             }
+            c += S::LANES;
         }
+    }
+
+    #[inline(always)]
+    unsafe fn store_tile<S: Simd, const KIND: u8>(
+        &self,
+        tile: [[S::V; TILE]; TILE],
+        bias: S::V,
+        mut spot: Spot,
+        channel: usize,
+    ) {
+        let finish = &self.finish;
+        for line in tile {
+            let mut at = spot;
+            for v in line {
+                unsafe { finish.store_as::<S, KIND>(v, bias, at, channel) };
+                at.to = at.to.wrapping_add(finish.to.pixel);
+                at.residual = at.residual.wrapping_add(finish.residual.pixel);
+                at.mask = at.mask.wrapping_add(finish.mask.pixel);
+            }
+            spot.to = spot.to.wrapping_add(finish.to.row);
+            spot.residual = spot.residual.wrapping_add(finish.residual.row);
+            spot.mask = spot.mask.wrapping_add(finish.mask.row);
+        }
+    }
+
+    /// A tile that hangs over the edge.
+    #[inline(always)]
+    unsafe fn store_edge<S: Simd, const KIND: u8>(
+        &self,
+        tile: [[S::V; TILE]; TILE],
+        bias: S::V,
+        [image, y, x]: [usize; 3],
+        channel: usize,
+    ) {
+        let mut done = [0.0; TILE * TILE * 16];
+        for i in 0..TILE {
+            for j in 0..TILE {
+                unsafe { S::store(done.as_mut_ptr().add((i * TILE + j) * S::LANES), tile[i][j]) };
+            }
+        }
+        let done = S::opaque(done.as_mut_ptr());
+        for i in 0..TILE.min(self.rows - y) {
+            for j in 0..TILE.min(self.columns - x) {
+                unsafe {
+                    let v = S::load(done.add((i * TILE + j) * S::LANES));
+                    self.finish.store_as::<S, KIND>(v, bias, self.finish.spot(image, y + i, x + j), channel);
+                }
+            }
+        }
+    }
+}
+
+/// `A^T m A` of the tile at `m`, whose elements are `step` apart.
+#[inline(always)]
+unsafe fn output_tile<S: Simd>(m: *mut f32, step: usize) -> [[S::V; TILE]; TILE] {
+    unsafe {
+        let m = S::opaque(m);
+        let mut half = [[S::splat(0.0); SIDE]; TILE];
+        for j in 0..SIDE {
+            let mut m = m.add(j.wrapping_mul(step));
+            let mut line = [S::splat(0.0); SIDE];
+            for i in 0..SIDE {
+                line[i] = S::load(m);
+                m = m.add(SIDE.wrapping_mul(step));
+            }
+            let line = output_line::<S>(line);
+            for i in 0..TILE {
+                half[i][j] = line[i];
+            }
+        }
+        let mut tile = [[S::splat(0.0); TILE]; TILE];
+        for i in 0..TILE {
+            tile[i] = output_line::<S>(half[i]);
+        }
+        tile
     }
 }
