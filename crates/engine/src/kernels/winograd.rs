@@ -9,19 +9,29 @@ pub(crate) const TILE: usize = 4;
 /// Inputs of a tile in each direction, and the side of the transformed kernel.
 pub(crate) const SIDE: usize = 6;
 
-/// A 3x3 kernel transformed: `G g G^T`, row by row.
-pub(crate) fn transform(g: impl Fn(usize, usize) -> f64) -> [[f64; SIDE]; SIDE] {
-    const G: [[f64; 3]; SIDE] = [
-        [1.0 / 4.0, 0.0, 0.0],
-        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-        [0.0, 0.0, 1.0],
-    ];
-    let half: [[f64; 3]; SIDE] =
-        std::array::from_fn(|i| std::array::from_fn(|x| (0..3).map(|y| G[i][y] * g(y, x)).sum()));
-    std::array::from_fn(|i| std::array::from_fn(|j| (0..3).map(|x| half[i][x] * G[j][x]).sum()))
+/// Kernels transformed together: a divisor of every vector.
+pub(crate) const TOGETHER: usize = 8;
+
+/// 3x3 kernels transformed, `G g G^T` row by row, in f64 and rounded once; `g(y, x, i)` is of kernel `i`.
+pub(crate) fn transform(g: impl Fn(usize, usize, usize) -> f64) -> [[[f32; TOGETHER]; SIDE]; SIDE] {
+    type Many = [f64; TOGETHER];
+    fn line(g: [Many; 3]) -> [Many; SIDE] {
+        let mut out = [[0.0; TOGETHER]; SIDE];
+        for i in 0..TOGETHER {
+            let (even, odd) = (g[0][i] + g[2][i], g[1][i]);
+            let (near, far) = (g[0][i] * (1.0 / 24.0) + g[2][i] * (1.0 / 6.0), g[1][i] * (1.0 / 12.0));
+            out[0][i] = g[0][i] * (1.0 / 4.0);
+            out[1][i] = (even + odd) * (-1.0 / 6.0);
+            out[2][i] = (even - odd) * (-1.0 / 6.0);
+            out[3][i] = near + far;
+            out[4][i] = near - far;
+            out[5][i] = g[2][i];
+        }
+        out
+    }
+    let columns: [[Many; SIDE]; 3] =
+        std::array::from_fn(|x| line(std::array::from_fn(|y| std::array::from_fn(|i| g(y, x, i)))));
+    std::array::from_fn(|y| line([columns[0][y], columns[1][y], columns[2][y]]).map(|many| many.map(|u| u as f32)))
 }
 
 /// A 3x3 convolution of stride 1. `from` points at the input under the kernel's first tap for output (0, 0).
