@@ -474,8 +474,8 @@ fn segments(network: &Network, layouts: &[Layout], work: &[Work], backs: &[Back]
         })
         .collect();
     // Groups only grow.
-    for stage in (1..groups.len()).rev() {
-        groups[stage - 1] = groups[stage - 1].min(groups[stage]);
+    for stage in 1..groups.len() {
+        groups[stage] = groups[stage].max(groups[stage - 1]);
     }
     let mut segments: Vec<Segment> = Vec::new();
     for (stage, group) in groups.into_iter().enumerate() {
