@@ -9,6 +9,7 @@ pub mod graph;
 mod network;
 pub mod ops;
 pub mod spec;
+mod steps;
 pub mod train;
 pub mod weights;
 

@@ -1,9 +1,14 @@
 //! A frozen network on candle's autograd.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use game::{Classifier, Key};
 
-use crate::{Graph, Weights};
+use crate::{
+    Graph, Op, Weights,
+    fold::{fold, get},
+    ops::{Activation, Affine, Frozen, Window},
+    steps::{Step, run, stateless, steps},
+};
 
 /// A frozen network in evaluation mode: batch normalisation uses its running statistics.
 ///
@@ -12,18 +17,85 @@ use crate::{Graph, Weights};
 /// threads.
 #[derive(Debug)]
 pub struct Network {
+    steps: Vec<Step>,
+    layers: Vec<Layer>,
     classes: usize,
+    dtype: DType,
     device: Device,
 }
 
+/// A step's parameters.
+#[derive(Debug)]
+enum Layer {
+    Conv(Frozen),
+    /// Takes `(n, c)` as images of one pixel.
+    Linear(Frozen),
+    Affine(Affine),
+    Stateless,
+}
+
 impl Network {
-    /// The network of `graph` with `weights`, on `device`.
+    /// The network of `graph` with `weights` (f32 or f64), on `device`.
     ///
     /// # Errors
-    /// If a tensor is missing, or cannot be moved to the device.
+    /// If a tensor is missing or of another type than the rest, or cannot be moved to the device.
     pub fn new(graph: &Graph, weights: &Weights, device: &Device) -> Result<Self> {
-        let _ = crate::fold(graph, weights)?;
-        Ok(Self { classes: graph.classes, device: device.clone() })
+        let (graph, weights) = fold(graph, weights)?;
+        let dtype = weights.values().next().map_or(DType::F32, Tensor::dtype);
+        if let Some((name, other)) = weights.iter().find(|(_, tensor)| tensor.dtype() != dtype) {
+            bail!("tensor `{name}` is {:?} where others are {dtype:?}", other.dtype());
+        }
+        if !matches!(dtype, DType::F32 | DType::F64) {
+            bail!("networks compute in f32 or f64, not {dtype:?}");
+        }
+        let steps = steps(&graph, true);
+        let layers = steps.iter().map(|step| Layer::new(step, &weights, device)).collect::<Result<_>>()?;
+        Ok(Self { steps, layers, classes: graph.classes, dtype, device: device.clone() })
+    }
+
+    /// The type of images and logits: that of the weights.
+    #[must_use]
+    pub const fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
+
+impl Layer {
+    fn new(step: &Step, weights: &Weights, device: &Device) -> Result<Self> {
+        let tensor = |name: String| get(weights, &name)?.detach().to_device(device)?.contiguous();
+        Ok(match &step.op {
+            Op::Conv(conv) => Self::Conv(Frozen {
+                weight: tensor(format!("{}.weight", conv.name))?,
+                bias: conv.bias.then(|| tensor(format!("{}.bias", conv.name))).transpose()?,
+                window: Window { stride: conv.stride, padding: conv.padding, groups: conv.groups },
+                activation: step.activation,
+            }),
+            Op::Linear { name, .. } => Self::Linear(Frozen {
+                weight: tensor(format!("{name}.weight"))?.unsqueeze(2)?.unsqueeze(3)?,
+                bias: Some(tensor(format!("{name}.bias"))?),
+                window: Window::default(),
+                activation: Activation::None,
+            }),
+            Op::BatchNorm { name, eps, .. } => {
+                let part = |part: &str| {
+                    get(weights, &format!("{name}.{part}"))?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()
+                };
+                let (gamma, var): (Vec<f64>, Vec<f64>) = (part("weight")?, part("running_var")?);
+                let scale = gamma.iter().zip(var).map(|(gamma, var)| gamma / (var + eps).sqrt()).collect();
+                let (centre, shift) = (part("running_mean")?, part("bias")?);
+                Self::Affine(Affine { centre, scale, shift, activation: step.activation })
+            }
+            _ => Self::Stateless,
+        })
+    }
+
+    fn apply(&self, step: &Step, inputs: &[&Tensor]) -> Result<Tensor> {
+        match self {
+            Self::Conv(conv) => conv.apply(inputs[0], inputs.get(1).copied()),
+            Self::Linear(linear) => linear.apply(&inputs[0].unsqueeze(2)?.unsqueeze(3)?, None)?.flatten_from(1),
+            Self::Affine(affine) => affine.apply(inputs[0]),
+            Self::Stateless => stateless(step, inputs),
+        }
     }
 }
 
@@ -36,7 +108,10 @@ impl Classifier for Network {
         &self.device
     }
 
-    fn logits(&self, _x: &Tensor, _keys: &[Key]) -> Result<Tensor> {
-        bail!("not yet")
+    fn logits(&self, x: &Tensor, _keys: &[Key]) -> Result<Tensor> {
+        if x.dtype() != self.dtype {
+            bail!("the network computes in {:?}: convert the images from {:?} first", self.dtype, x.dtype());
+        }
+        run(&self.steps, x, |index, inputs| self.layers[index].apply(&self.steps[index], inputs))
     }
 }
