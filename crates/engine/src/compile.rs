@@ -659,7 +659,8 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let buffers: Vec<_> = homes.iter().enumerate().map(|(value, &home)| buffer(value, home)).collect();
     let value_slots = slots.assign(&buffers, &forward_uses, &gathered, &[last]);
 
-    let (mut gradient_homes, mut first_homes) = (vec![0; gradient_values.len()], vec![usize::MAX; gradient_values.len()]);
+    let (mut gradient_homes, mut first_homes) =
+        (vec![0; gradient_values.len()], vec![usize::MAX; gradient_values.len()]);
     gradient_homes[0] = segments.len() - 1;
     for back in &backs {
         for buffer in [Some(back.from), back.residual, back.to].into_iter().flatten() {
@@ -739,16 +740,4 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         stem: compiler.stem,
         state: state.max(1),
     })
-}
-
-impl Pass {
-    pub(crate) fn describe(&self, images: usize) -> String {
-        let _ = images;
-        match &self.kernel {
-            Algorithm::Dense { run, blocks } => format!("dense s{} st{} taps {} run {run} -> {blocks:?} {}x{}", self.stride, self.step, self.taps.len(), self.rows, self.columns),
-            Algorithm::Winograd { depth, blocks, chunk, .. } => format!("winograd {depth} -> {blocks:?} {}x{} chunk {chunk}", self.rows, self.columns),
-            Algorithm::Depthwise => format!("depthwise s{} {} {}x{}", self.stride, self.weights.len()/self.taps.len(), self.rows, self.columns),
-            Algorithm::Stem{..} => String::new(),
-        }
-    }
 }

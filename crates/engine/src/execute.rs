@@ -93,7 +93,6 @@ impl<'a> Run<'a> {
     }
 
     fn map<T: Source>(&self, source: T, layout: &Layout, finish: Finish) {
-        let _t = crate::prof::T::new(|| format!("map {}", std::any::type_name::<T>()));
         let map = Map {
             source,
             channels_padded: layout.channels,
@@ -107,7 +106,6 @@ impl<'a> Run<'a> {
     }
 
     fn convolve(&self, pass: &Pass, from: View<f32>, finish: Finish) {
-        let _t = crate::prof::T::new(|| pass.describe(self.images));
         let isa = self.net.isa;
         let (step, (y, x)) = (pass.step, pass.first);
         let finish = Finish {
@@ -321,7 +319,6 @@ impl<'a> Run<'a> {
     }
 
     fn image_gradient(&self, back: &Back, gradient: &mut [f32]) {
-        let _t = crate::prof::T::new(|| "stem backward".into());
         let net = self.net;
         let Some(Work::Convolution { backward, .. }) = back.stage.map(|stage| &net.stages[stage].work) else {
             unreachable!("only convolutions read the image")
@@ -375,4 +372,3 @@ impl<'a> Run<'a> {
         }
     }
 }
-

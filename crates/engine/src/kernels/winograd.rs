@@ -97,12 +97,7 @@ unsafe fn output_line<S: Simd>(m: [S::V; SIDE]) -> [S::V; TILE] {
         let (two, four, eight) = (S::splat(2.0), S::splat(4.0), S::splat(8.0));
         let (s1, d1) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
         let (s2, d2) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-        [
-            S::add(S::add(m[0], s1), s2),
-            S::fma(two, d2, d1),
-            S::fma(four, s2, s1),
-            S::add(S::fma(eight, d2, d1), m[5]),
-        ]
+        [S::add(S::add(m[0], s1), s2), S::fma(two, d2, d1), S::fma(four, s2, s1), S::add(S::fma(eight, d2, d1), m[5])]
     }
 }
 
@@ -186,13 +181,28 @@ unsafe fn product<S: Simd>(
         unsafe {
             match block {
                 1 => tiles!(S, 1, rows, |r| product_tile(
-                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                    from.add(r * step),
+                    step,
+                    depth,
+                    weights,
+                    to.add(r * to_step),
+                    to_step
                 )),
                 2 => tiles!(S, 2, rows, |r| product_tile(
-                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                    from.add(r * step),
+                    step,
+                    depth,
+                    weights,
+                    to.add(r * to_step),
+                    to_step
                 )),
                 _ => tiles!(S, 3, rows, |r| product_tile(
-                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                    from.add(r * step),
+                    step,
+                    depth,
+                    weights,
+                    to.add(r * to_step),
+                    to_step
                 )),
             }
             weights = weights.add(depth * block * S::LANES);
