@@ -690,7 +690,7 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
             scratch_floats = scratch_floats.max(match &pass.kernel {
                 Algorithm::Winograd { depth_padded, blocks, chunk, .. } => {
                     let outputs = blocks.iter().sum::<usize>() * isa.lanes();
-                    winograd::SIDE * winograd::SIDE * chunk * (depth_padded + outputs)
+                    winograd::scratch(*chunk, *depth_padded, outputs)
                 }
                 Algorithm::Stem { depth } => depth * compiler.planes(step.output).image() + 64,
                 _ => 0,

@@ -133,13 +133,16 @@ fn affine(weights: &Weights, name: &str, channels: usize, eps: f64) -> Result<Af
     Ok((scale, shift))
 }
 
+/// A step's kind, input, residual and non-linearity, in nodes.
+type End = (Kind, Id, Option<Id>, Act);
+
 struct Lowering<'a> {
     graph: &'a Graph,
     consumers: Vec<Vec<Id>>,
     /// Nodes that became part of an earlier node's step.
     taken: Vec<bool>,
     /// The step that ends at a node.
-    ends: Vec<Option<(Kind, Id, Option<Id>, Act)>>,
+    ends: Vec<Option<End>>,
 }
 
 impl Lowering<'_> {

@@ -47,7 +47,7 @@ pub(crate) struct Winograd<'a> {
     pub rows: usize,
     pub columns: usize,
     pub finish: Finish,
-    /// Room for `36 * chunk * (depth_padded + output channels padded)` floats.
+    /// Room for [`scratch`] floats.
     pub scratch: *mut f32,
     /// Tiles transformed at once.
     pub chunk: usize,
@@ -68,6 +68,17 @@ impl Winograd<'_> {
         let (across, down) = (self.across(), self.down());
         (tile / (across * down), tile / across % down, tile % across)
     }
+}
+
+/// The distance of the 36 matrices of `floats` each: an odd number of cache lines, so that the same element of each is
+/// in another set of the cache.
+fn matrix_step(floats: usize) -> usize {
+    (floats.div_ceil(16) | 1) * 16
+}
+
+/// Floats of scratch for `chunk` tiles.
+pub(crate) fn scratch(chunk: usize, inputs: usize, outputs: usize) -> usize {
+    SIDE * SIDE * (matrix_step(chunk * inputs) + matrix_step(chunk * outputs))
 }
 
 /// One direction of `B^T d B`.
@@ -221,8 +232,7 @@ impl Kernel for Winograd<'_> {
         while first < tiles {
             let count = self.chunk.min(tiles - first);
             let v = self.scratch;
-            let v_step = count * inputs;
-            let m_step = count * outputs;
+            let (v_step, m_step) = (matrix_step(count * inputs), matrix_step(count * outputs));
             unsafe {
                 let m = v.add(SIDE * SIDE * v_step);
                 for t in 0..count {
@@ -246,10 +256,10 @@ impl Kernel for Winograd<'_> {
                     }
                 }
                 match (self.finish.end, self.finish.mask.at.is_null()) {
-                    (End::Linear, _) => self.finish_tiles::<S, LINEAR>(m, first, count),
-                    (End::Clamp { .. }, true) => self.finish_tiles::<S, CLAMP>(m, first, count),
-                    (End::Clamp { .. }, false) => self.finish_tiles::<S, CLAMP_AND_MARK>(m, first, count),
-                    (End::Masked, _) => self.finish_tiles::<S, MASKED>(m, first, count),
+                    (End::Linear, _) => self.finish_tiles::<S, LINEAR>(m, m_step, first, count),
+                    (End::Clamp { .. }, true) => self.finish_tiles::<S, CLAMP>(m, m_step, first, count),
+                    (End::Clamp { .. }, false) => self.finish_tiles::<S, CLAMP_AND_MARK>(m, m_step, first, count),
+                    (End::Masked, _) => self.finish_tiles::<S, MASKED>(m, m_step, first, count),
                 }
             }
             first += count;
@@ -259,7 +269,7 @@ impl Kernel for Winograd<'_> {
 
 impl Winograd<'_> {
     #[inline(always)]
-    unsafe fn finish_tiles<S: Simd, const KIND: u8>(&self, m: *mut f32, first: usize, count: usize) {
+    unsafe fn finish_tiles<S: Simd, const KIND: u8>(&self, m: *mut f32, m_step: usize, first: usize, count: usize) {
         let outputs = self.blocks.iter().sum::<usize>() * S::LANES;
         let mut c = 0;
         while c < outputs {
@@ -268,7 +278,7 @@ impl Winograd<'_> {
                 for t in 0..count {
                     let (image, y, x) = self.place(first + t);
                     let (y, x) = (y * TILE, x * TILE);
-                    let tile = output_tile::<S>(m.add(t * outputs + c), count * outputs);
+                    let tile = output_tile::<S>(m.add(t * outputs + c), m_step);
                     let spot = self.finish.spot(image, y, x);
                     if y + TILE <= self.rows && x + TILE <= self.columns {
                         self.store_tile::<S, KIND>(tile, bias, spot, c);

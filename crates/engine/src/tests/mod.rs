@@ -8,6 +8,8 @@
 //! - wherever the branches differ from f64's, the f64 value is within rounding of the kink;
 //! - such flips are few.
 
+#![expect(clippy::print_stderr, reason = "tests say what they skip")]
+
 mod real;
 mod reference;
 
