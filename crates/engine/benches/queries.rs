@@ -98,7 +98,6 @@ impl Bench {
 
 #[expect(clippy::print_stdout, reason = "this is what a benchmark is for")]
 fn main() {
-    if std::env::var_os("PROF").is_some() { engine::prof::ON.store(true, std::sync::atomic::Ordering::Relaxed); }
     let mut bench = Bench { plans: HashMap::new() };
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     if arguments.first().is_some_and(|a| a == "--serve") {
@@ -112,6 +111,5 @@ fn main() {
         let mut rates: Vec<_> = (0..3).map(|_| bench.run(work)).collect();
         rates.sort_by(|a, b| a.0.total_cmp(&b.0));
         println!("{work:40} {:10.1} images/s, compiled in {:.1} ms", rates[1].0, 1e3 * rates[1].1);
-        engine::prof::dump();
     }
 }

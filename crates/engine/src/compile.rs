@@ -1,11 +1,13 @@
 //! From fused steps to passes over memory: layouts, algorithms, packed weights and the order of the backward pass.
 
+use std::ops::Range;
+
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use crate::kernels::{dense, map::Window, split, winograd};
 use crate::lower::{Act, Filter, Kind, Network, Step};
-use crate::memory::{Border, Floats, Layout, Slots, Use};
+use crate::memory::{Border, Buffer, Floats, Layout, Slots, Use};
 use crate::simd::Isa;
 
 /// A value's shape and place.
@@ -19,6 +21,23 @@ pub(crate) struct Value {
     pub mask: Option<usize>,
     /// The slot in the forward pass.
     pub slot: usize,
+    /// The segment whose group of images the slot holds.
+    pub home: usize,
+}
+
+/// A gradient's place.
+pub(crate) struct Gradient {
+    pub layout: Layout,
+    pub slot: usize,
+    pub home: usize,
+}
+
+/// Stages in a row that work on so many images at a time: few while the images are large, so that they stay in the
+/// cache, and more where the weights are, so that these are read less often.
+pub(crate) struct Segment {
+    pub stages: Range<usize>,
+    pub backs: Range<usize>,
+    pub group: usize,
 }
 
 /// A sweep over output pixels: what each reads and where it goes, in pixels.
@@ -86,6 +105,8 @@ pub(crate) struct Stage {
 
 /// A step of the backward pass: `to = masked(work^T(from) + residual)`.
 pub(crate) struct Back {
+    /// The stage that shares the gradient out.
+    pub of: usize,
     /// The stage whose gradient this is; none is the sum alone.
     pub stage: Option<usize>,
     /// The value whose gradient is made.
@@ -109,12 +130,12 @@ pub(crate) struct Compiled {
     pub values: Vec<Value>,
     pub stages: Vec<Stage>,
     pub backs: Vec<Back>,
-    /// Layout and slot of each gradient buffer; buffer 0 is the logits'.
-    pub gradients: Vec<(Layout, usize)>,
+    /// Gradient buffers; buffer 0 is the logits'.
+    pub gradients: Vec<Gradient>,
     /// Offsets of the slots in the arena.
     pub slots: Vec<usize>,
-    /// Images worked on together by one thread.
-    pub group: usize,
+    /// Each a part of the next one's group at a time.
+    pub segments: Vec<Segment>,
     /// Where the image's planes, and the scratch of the kernels, are in the arena.
     pub image: usize,
     pub scratch: usize,
@@ -123,6 +144,13 @@ pub(crate) struct Compiled {
     pub stem: Border,
     /// Bytes kept for each image between the passes.
     pub state: usize,
+}
+
+impl Compiled {
+    /// The most images one thread works on together.
+    pub(crate) fn group(&self) -> usize {
+        self.segments.last().map_or(1, |segment| segment.group)
+    }
 }
 
 /// A pass before its layouts are known.
@@ -338,7 +366,8 @@ impl Compiler<'_> {
             Form::Winograd => {
                 let weights = pack_winograd(&blocks, lanes, depth, outputs, &taps, &weight);
                 let bytes = winograd::SIDE * winograd::SIDE * (source.channels + padded) * size_of::<f32>();
-                let chunk = (std::env::var("WB").ok().map_or(WINOGRAD_BYTES, |v| v.parse::<usize>().unwrap() << 10) / bytes).clamp(8, 256).next_multiple_of(8);
+                let room = WINOGRAD_BYTES.max(weights.len() * size_of::<f32>() / 4);
+                let chunk = (room / bytes).clamp(8, 256).next_multiple_of(8);
                 let start = offset(&taps[0]);
                 let depth_padded = source.channels;
                 (Vec::new(), weights, Algorithm::Winograd { depth, depth_padded, start, blocks, chunk })
@@ -423,7 +452,44 @@ impl Compiler<'_> {
 const WINOGRAD_BYTES: usize = 768 << 10;
 /// The largest buffer of a group of images, for the same reason.
 const GROUP_BYTES: usize = 512 << 10;
-const GROUP_IMAGES: usize = 16;
+const GROUP_IMAGES: usize = 32;
+
+/// Splits the stages by how many images they should work on at a time.
+fn segments(network: &Network, layouts: &[Layout], work: &[Work], backs: &[Back]) -> Vec<Segment> {
+    let bytes = |floats: usize| floats * size_of::<f32>();
+    let mut groups: Vec<usize> = network
+        .steps
+        .iter()
+        .zip(work)
+        .map(|(step, work)| {
+            let image = layouts[step.input].image().max(layouts[step.output].image());
+            let weights = match work {
+                Work::Convolution { forward, backward, .. } => {
+                    forward.weights.len().max(backward.iter().map(|pass| pass.weights.len()).sum())
+                }
+                _ => 0,
+            };
+            let fitting = GROUP_BYTES.max(bytes(weights) / 4) / bytes(image).max(1);
+            1 << fitting.clamp(1, GROUP_IMAGES).ilog2()
+        })
+        .collect();
+    // Groups only grow.
+    for stage in 1..groups.len() {
+        groups[stage] = groups[stage].max(groups[stage - 1]);
+    }
+    let mut segments: Vec<Segment> = Vec::new();
+    for (stage, group) in groups.into_iter().enumerate() {
+        match segments.last_mut() {
+            Some(segment) if segment.group == group => segment.stages.end = stage + 1,
+            _ => segments.push(Segment { stages: stage..stage + 1, backs: 0..0, group }),
+        }
+    }
+    for segment in &mut segments {
+        let before = |stage: usize| backs.iter().take_while(|back| back.of >= stage).count();
+        segment.backs = before(segment.stages.end)..before(segment.stages.start);
+    }
+    segments
+}
 
 /// How many taps at a time lie one behind the other in memory, each `depth` long.
 fn joined(offsets: &[isize], depth: usize) -> usize {
@@ -447,24 +513,25 @@ fn pack_winograd(
     let mut packed = Floats::zeros(elements * matrix);
     // Each block of columns is one stretch of every matrix.
     let to = SendPtr(packed.as_mut().as_mut_ptr());
-    let starts: Vec<(usize, usize)> = blocks
-        .iter()
-        .scan(0, |first, &block| {
-            let start = *first;
-            *first += block * lanes;
-            Some((start, block * lanes))
-        })
-        .collect();
+    let starts = blocks.iter().scan(0, |first, &block| {
+        let start = *first;
+        *first += block * lanes;
+        Some((start, block * lanes))
+    });
+    let starts: Vec<(usize, usize)> = starts.collect();
     starts.par_iter().for_each(|&(first, width)| {
         for k in 0..depth {
-            for c in 0..width.min(outputs.saturating_sub(first)) {
-                let kernel = winograd::transform(|y, x| {
+            for c in (0..width).step_by(winograd::TOGETHER) {
+                let kernels = winograd::transform(|y, x, i| {
                     let (_, _, ky, kx) = taps[y * 3 + x];
-                    weight(k, first + c, ky, kx)
+                    if first + c + i < outputs { weight(k, first + c + i, ky, kx) } else { 0.0 }
                 });
-                for (e, &u) in kernel.as_flattened().iter().enumerate() {
+                for (e, u) in kernels.as_flattened().iter().enumerate() {
                     // SAFETY: inside the packed matrices, and each block writes its own stretch.
-                    unsafe { *to.get().add(e * matrix + first * depth + k * width + c) = u as f32 };
+                    unsafe {
+                        let to = to.get().add(e * matrix + first * depth + k * width + c);
+                        to.copy_from_nonoverlapping(u.as_ptr(), winograd::TOGETHER);
+                    }
                 }
             }
         }
@@ -515,7 +582,7 @@ fn backward(steps: &[Step], acts: &[Act]) -> (Vec<Back>, Vec<usize>) {
                 values_of.len() - 1
             });
             let accumulate = value == 0 && backs.iter().any(|back| back.value == 0);
-            backs.push(Back { stage: work, value, from, residual, to, masked, accumulate });
+            backs.push(Back { of: stage, stage: work, value, from, residual, to, masked, accumulate });
             current[value] = to;
         }
     }
@@ -549,33 +616,6 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         })
         .collect();
 
-    let (backs, gradient_values) = backward(&network.steps, &acts);
-    let mut slots = Slots::default();
-    let forward_uses: Vec<_> = network
-        .steps
-        .iter()
-        .map(|step| {
-            // Value 0 has its own place.
-            let reads = [Some(step.input), step.residual].into_iter().flatten().filter(|&v| v != 0).collect();
-            let over = step.residual.filter(|&r| r != step.input);
-            Use { reads, writes: Some(step.output), over }
-        })
-        .collect();
-    let last = compiler.shapes.len() - 1;
-    let value_slots = slots.assign(&compiler.layouts, &forward_uses, &[], &[last]);
-    let gradient_layouts: Vec<_> = gradient_values.iter().map(|&v| compiler.layouts[v]).collect();
-    let backward_uses: Vec<_> = backs
-        .iter()
-        .map(|back| Use {
-            reads: [Some(back.from), back.residual].into_iter().flatten().collect(),
-            writes: back.to,
-            over: back.residual.filter(|&r| r != back.from),
-        })
-        .collect();
-    let gradient_slots = slots.assign(&gradient_layouts, &backward_uses, &[0], &[]);
-
-    let group = std::env::var("G").ok().map_or((GROUP_BYTES / (slots.largest() * size_of::<f32>()).max(1)).clamp(1, GROUP_IMAGES), |g| g.parse().unwrap());
-    let (offsets, image) = slots.place(group);
     let work: Vec<Work> = network
         .steps
         .par_iter()
@@ -592,6 +632,57 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         })
         .collect();
 
+    let (backs, gradient_values) = backward(&network.steps, &acts);
+    let segments = segments(network, &compiler.layouts, &work, &backs);
+    let segment_of = |stage: usize| segments.iter().position(|s| s.stages.contains(&stage)).unwrap_or(0);
+    let mut slots = Slots::default();
+
+    let mut homes = vec![0; compiler.layouts.len()];
+    for (stage, step) in network.steps.iter().enumerate() {
+        let values = [step.input, step.output].into_iter().chain(step.residual);
+        values.for_each(|value| homes[value] = homes[value].max(segment_of(stage)));
+    }
+    // A value that a later segment reads gathers parts of that segment's group, so nothing may use its slot meanwhile.
+    let gathered: Vec<_> = (1..homes.len()).filter(|&v| homes[v] > segment_of(v - 1)).collect();
+    let forward_uses: Vec<_> = network
+        .steps
+        .iter()
+        .map(|step| {
+            // Value 0 has its own place.
+            let reads = [Some(step.input), step.residual].into_iter().flatten().filter(|&v| v != 0).collect();
+            let over = step.residual.filter(|&r| r != step.input);
+            Use { reads, writes: Some(step.output), over }
+        })
+        .collect();
+    let last = compiler.shapes.len() - 1;
+    let buffer = |value: usize, home: usize| Buffer { layout: compiler.layouts[value], images: segments[home].group };
+    let buffers: Vec<_> = homes.iter().enumerate().map(|(value, &home)| buffer(value, home)).collect();
+    let value_slots = slots.assign(&buffers, &forward_uses, &gathered, &[last]);
+
+    let (mut gradient_homes, mut first_homes) =
+        (vec![0; gradient_values.len()], vec![usize::MAX; gradient_values.len()]);
+    gradient_homes[0] = segments.len() - 1;
+    for back in &backs {
+        for buffer in [Some(back.from), back.residual, back.to].into_iter().flatten() {
+            gradient_homes[buffer] = gradient_homes[buffer].max(segment_of(back.of));
+            first_homes[buffer] = first_homes[buffer].min(segment_of(back.of));
+        }
+    }
+    // And what an earlier segment reads is shared out.
+    let shared: Vec<_> = (0..gradient_homes.len()).filter(|&b| first_homes[b] < gradient_homes[b]).collect();
+    let buffers: Vec<_> =
+        gradient_values.iter().zip(&gradient_homes).map(|(&value, &home)| buffer(value, home)).collect();
+    let backward_uses: Vec<_> = backs
+        .iter()
+        .map(|back| Use {
+            reads: [Some(back.from), back.residual].into_iter().flatten().collect(),
+            writes: back.to,
+            over: back.residual.filter(|&r| r != back.from),
+        })
+        .collect();
+    let gradient_slots = slots.assign(&buffers, &backward_uses, &[0], &shared);
+    let (offsets, image) = slots.place();
+
     let mut scratch_floats = 0;
     for (step, work) in network.steps.iter().zip(&work) {
         let Work::Convolution { forward, backward, .. } = work else { continue };
@@ -599,14 +690,14 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
             scratch_floats = scratch_floats.max(match &pass.kernel {
                 Algorithm::Winograd { depth_padded, blocks, chunk, .. } => {
                     let outputs = blocks.iter().sum::<usize>() * isa.lanes();
-                    winograd::SIDE * winograd::SIDE * chunk * (depth_padded + outputs)
+                    winograd::scratch(*chunk, *depth_padded, outputs)
                 }
                 Algorithm::Stem { depth } => depth * compiler.planes(step.output).image() + 64,
                 _ => 0,
             });
         }
     }
-    let planes = network.mean.len() * compiler.layouts[0].image() * group;
+    let planes = network.mean.len() * compiler.layouts[0].image() * segments[homes[0]].group;
     let scratch = image + planes.next_multiple_of(16);
     let stages = network.steps.iter().zip(work).map(|(step, work)| Stage {
         work,
@@ -623,7 +714,14 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         layout: compiler.layouts[v],
         mask: masks[v],
         slot: value_slots[v],
+        home: homes[v],
     });
+    let gradients = gradient_values.iter().enumerate().map(|(buffer, &value)| Gradient {
+        layout: compiler.layouts[value],
+        slot: gradient_slots[buffer],
+        home: gradient_homes[buffer],
+    });
+    let gradients = gradients.collect();
     Ok(Compiled {
         isa,
         channels: network.mean.len(),
@@ -633,25 +731,13 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         values: values.collect(),
         stages,
         backs,
-        gradients: gradient_layouts.into_iter().zip(gradient_slots).collect(),
+        gradients,
         slots: offsets,
-        group,
+        segments,
         image,
         scratch,
         arena: scratch + scratch_floats + 64,
         stem: compiler.stem,
         state: state.max(1),
     })
-}
-
-impl Pass {
-    pub(crate) fn describe(&self, images: usize) -> String {
-        let _ = images;
-        match &self.kernel {
-            Algorithm::Dense { run, blocks } => format!("dense s{} st{} taps {} run {run} -> {blocks:?} {}x{}", self.stride, self.step, self.taps.len(), self.rows, self.columns),
-            Algorithm::Winograd { depth, blocks, chunk, .. } => format!("winograd {depth} -> {blocks:?} {}x{} chunk {chunk}", self.rows, self.columns),
-            Algorithm::Depthwise => format!("depthwise s{} {} {}x{}", self.stride, self.weights.len()/self.taps.len(), self.rows, self.columns),
-            Algorithm::Stem{..} => String::new(),
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! Runs a compiled network on a group of images.
 
-use crate::compile::{Algorithm, Back, Compiled, Pass, Value, Work};
+use std::ops::Range;
+
+use crate::compile::{Algorithm, Back, Compiled, Pass, Stage, Value, Work};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
@@ -10,22 +12,45 @@ use crate::kernels::{End, Finish, View};
 use crate::lower::Act;
 use crate::memory::{Floats, Layout};
 
-/// A group of images on its way through a network: the memory of one thread.
+/// Images on their way through a network: the memory of one thread.
+///
+/// A segment works on its group of images stage by stage, and is itself given its group in parts by the segment before
+/// it (forward), or hands it on in parts (backward).
 pub(crate) struct Run<'a> {
     net: &'a Compiled,
     arena: *mut f32,
     /// Bytes of state, `net.state` for each image; null when there will be no backward pass.
     state: *mut u8,
+    /// The segment at work and how many images it has; the first image of each segment's group.
+    segment: usize,
     images: usize,
+    starts: Vec<usize>,
+}
+
+/// Splits a range into parts of at most `size`.
+fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |start| start..(start + size).min(range.end))
 }
 
 impl<'a> Run<'a> {
     /// `state` holds `net.state` bytes for each of `images` images, or is empty.
     pub(crate) fn new(net: &'a Compiled, arena: &'a mut Floats, state: &'a mut [u8], images: usize) -> Self {
-        assert!(images <= net.group && (state.is_empty() || state.len() == net.state * images));
+        assert!(images <= net.group() && (state.is_empty() || state.len() == net.state * images));
         let state = if state.is_empty() { std::ptr::null_mut() } else { state.as_mut_ptr() };
         assert!(arena.as_mut().len() == net.arena);
-        Self { net, arena: arena.as_mut().as_mut_ptr(), state, images }
+        let starts = vec![0; net.segments.len()];
+        Self { net, arena: arena.as_mut().as_mut_ptr(), state, segment: 0, images, starts }
+    }
+
+    /// The segment at work's first image, in a buffer that begins with the first image of another segment's group.
+    fn skip(&self, home: usize) -> usize {
+        self.starts[self.segment] - self.starts[home]
+    }
+
+    /// The state of the segment at work's first image.
+    fn state(&self) -> *mut u8 {
+        // SAFETY: the state of all images.
+        unsafe { self.state.add(self.starts[self.segment] * self.net.state) }
     }
 
     fn at(&self, offset: usize) -> *mut f32 {
@@ -33,19 +58,19 @@ impl<'a> Run<'a> {
         unsafe { self.arena.add(offset) }
     }
 
-    fn buffer(&self, layout: &Layout, slot: usize) -> View<f32> {
-        // SAFETY: a slot has room for a group of images of its layout.
-        unsafe { layout.view(self.at(self.net.slots[slot])) }
+    fn buffer(&self, layout: &Layout, slot: usize, home: usize) -> View<f32> {
+        // SAFETY: a slot has room for its home's group of images of its layout.
+        unsafe { layout.view(self.at(self.net.slots[slot] + self.skip(home) * layout.image())) }
     }
 
     fn value(&self, value: usize) -> View<f32> {
         let value = &self.net.values[value];
-        self.buffer(&value.layout, value.slot)
+        self.buffer(&value.layout, value.slot, value.home)
     }
 
     fn gradient(&self, buffer: usize) -> View<f32> {
-        let (layout, slot) = &self.net.gradients[buffer];
-        self.buffer(layout, *slot)
+        let gradient = &self.net.gradients[buffer];
+        self.buffer(&gradient.layout, gradient.slot, gradient.home)
     }
 
     /// The mask of a value, if it has one and the state is kept.
@@ -53,8 +78,8 @@ impl<'a> Run<'a> {
         let Value { layout, mask, .. } = &self.net.values[value];
         let Some(offset) = mask.filter(|_| !self.state.is_null()) else { return View::NONE };
         let pixel = layout.channels / 8;
-        // SAFETY: inside the first image's state.
-        View { at: unsafe { self.state.add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+        // SAFETY: inside the image's state.
+        View { at: unsafe { self.state().add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
     }
 
     fn winners(&self, value: usize, offset: usize) -> View<u8> {
@@ -63,12 +88,11 @@ impl<'a> Run<'a> {
         }
         let layout = &self.net.values[value].layout;
         let pixel = layout.channels;
-        // SAFETY: inside the first image's state.
-        View { at: unsafe { self.state.add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+        // SAFETY: inside the image's state.
+        View { at: unsafe { self.state().add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
     }
 
     fn map<T: Source>(&self, source: T, layout: &Layout, finish: Finish) {
-        let _t = crate::prof::T::new(|| format!("map {}", std::any::type_name::<T>()));
         let map = Map {
             source,
             channels_padded: layout.channels,
@@ -82,7 +106,6 @@ impl<'a> Run<'a> {
     }
 
     fn convolve(&self, pass: &Pass, from: View<f32>, finish: Finish) {
-        let _t = crate::prof::T::new(|| pass.describe(self.images));
         let isa = self.net.isa;
         let (step, (y, x)) = (pass.step, pass.first);
         let finish = Finish {
@@ -129,7 +152,6 @@ impl<'a> Run<'a> {
 
     /// Copies the images in, normalised.
     fn load(&self, pixels: &[f32]) {
-        let _t = crate::prof::T::new(|| "load".into());
         let layout = &self.net.values[0].layout;
         let (rows, columns) = (layout.rows, layout.columns);
         for (i, plane) in pixels.chunks_exact(rows * columns).enumerate() {
@@ -144,20 +166,52 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Logits of the group's images, `(images, classes)`, from pixels `(images, channels, rows, columns)`.
-    pub(crate) fn forward(&self, pixels: &[f32], logits: &mut [f32]) {
+    /// The images' planes.
+    fn planes(&self) -> View<f32> {
+        let Value { layout, home, .. } = &self.net.values[0];
+        let image = layout.image() * self.net.channels;
+        let at = self.at(self.net.image + self.skip(*home) * image + layout.origin());
+        View { at, image, row: layout.row(), pixel: 1 }
+    }
+
+    /// Logits, `(images, classes)`, from pixels `(images, channels, rows, columns)`.
+    pub(crate) fn forward(&mut self, pixels: &[f32], logits: &mut [f32]) {
         let net = self.net;
-        self.load(pixels);
-        for stage in &net.stages {
+        self.forward_segment(net.segments.len() - 1, 0..self.images, pixels);
+        let view = self.value(net.stages.len());
+        for (image, logits) in logits.chunks_exact_mut(net.classes).enumerate() {
+            // SAFETY: the last value has one pixel of at least `classes` channels.
+            logits.copy_from_slice(unsafe { std::slice::from_raw_parts(view.at.add(image * view.image), net.classes) });
+        }
+    }
+
+    /// Makes the segment the one at work, on these images.
+    fn enter(&mut self, segment: usize, images: &Range<usize>) {
+        self.starts[segment] = images.start;
+        (self.segment, self.images) = (segment, images.len());
+    }
+
+    fn forward_segment(&mut self, segment: usize, images: Range<usize>, pixels: &[f32]) {
+        let net = self.net;
+        self.enter(segment, &images);
+        if net.values[0].home == segment {
+            let image = net.channels * net.values[0].rows * net.values[0].columns;
+            self.load(&pixels[images.start * image..images.end * image]);
+        }
+        if segment > 0 {
+            for part in parts(images.clone(), net.segments[segment - 1].group) {
+                self.forward_segment(segment - 1, part, pixels);
+            }
+            self.enter(segment, &images);
+        }
+        self.forward_stages(&net.stages[net.segments[segment].stages.clone()]);
+    }
+
+    fn forward_stages(&self, stages: &[Stage]) {
+        let net = self.net;
+        for stage in stages {
             let (output, input) = (&net.values[stage.output], &net.values[stage.input]);
-            let from = match stage.input {
-                0 => {
-                    let layout = &input.layout;
-                    let at = self.at(net.image + layout.origin());
-                    View { at, image: layout.image() * net.channels, row: layout.row(), pixel: 1 }
-                }
-                value => self.value(value),
-            };
+            let from = if stage.input == 0 { self.planes() } else { self.value(stage.input) };
             let finish = Finish {
                 to: self.value(stage.output),
                 residual: stage.residual.map_or(View::NONE, |value| self.value(value)),
@@ -186,17 +240,14 @@ impl<'a> Run<'a> {
                 Work::Identity => self.map(Same(from), layout, finish),
             }
         }
-        let view = self.value(net.stages.len());
-        for (image, logits) in logits.chunks_exact_mut(net.classes).enumerate() {
-            // SAFETY: the last value has one pixel of at least `classes` channels.
-            logits.copy_from_slice(unsafe { std::slice::from_raw_parts(view.at.add(image * view.image), net.classes) });
-        }
     }
 
     /// The images' gradient from the logits', after `forward` with the same state.
-    pub(crate) fn backward(&self, upstream: &[f32], gradient: &mut [f32]) {
+    pub(crate) fn backward(&mut self, upstream: &[f32], gradient: &mut [f32]) {
         let net = self.net;
         assert!(!self.state.is_null(), "the state of the forward pass");
+        let last = net.segments.len() - 1;
+        self.enter(last, &(0..self.images));
         let view = self.gradient(0);
         for (image, from) in upstream.chunks_exact(net.classes).enumerate() {
             // SAFETY: as in `forward`; the channels that are padding are cleared, the slot may have held others.
@@ -204,14 +255,20 @@ impl<'a> Run<'a> {
             to.fill(0.0);
             to[..net.classes].copy_from_slice(from);
         }
-        let last = net.stages.len();
-        if net.values[last].mask.is_some() {
-            self.map(Same(view), &net.values[last].layout, self.masked(view, None, last));
+        let logits = net.stages.len();
+        if net.values[logits].mask.is_some() {
+            self.map(Same(view), &net.values[logits].layout, self.masked(view, None, logits));
         }
         if !net.backs.iter().any(|back| back.value == 0) {
             gradient.fill(0.0);
         }
-        for back in &net.backs {
+        self.backward_segment(last, 0..self.images, gradient);
+    }
+
+    fn backward_segment(&mut self, segment: usize, images: Range<usize>, gradient: &mut [f32]) {
+        let net = self.net;
+        self.enter(segment, &images);
+        for back in &net.backs[net.segments[segment].backs.clone()] {
             let Some(to) = back.to else {
                 self.image_gradient(back, gradient);
                 continue;
@@ -221,6 +278,11 @@ impl<'a> Run<'a> {
                 false => Finish { end: End::Linear, ..self.masked(self.gradient(to), back.residual, back.value) },
             };
             self.step(back, end);
+        }
+        if segment > 0 {
+            for part in parts(images, net.segments[segment - 1].group) {
+                self.backward_segment(segment - 1, part, gradient);
+            }
         }
     }
 
@@ -257,18 +319,19 @@ impl<'a> Run<'a> {
     }
 
     fn image_gradient(&self, back: &Back, gradient: &mut [f32]) {
-        let _t = crate::prof::T::new(|| "stem backward".into());
         let net = self.net;
         let Some(Work::Convolution { backward, .. }) = back.stage.map(|stage| &net.stages[stage].work) else {
             unreachable!("only convolutions read the image")
         };
-        let (layout, _) = &net.gradients[back.from];
+        let layout = &net.gradients[back.from].layout;
         let from = self.gradient(back.from);
         let image = &net.values[0];
         let (rows, columns) = (image.rows, image.columns);
         let border = net.stem;
         let plane = Layout { channels: 1, border, ..*layout };
-        for (i, gradient) in gradient.chunks_exact_mut(net.channels * rows * columns).enumerate() {
+        let pixels = net.channels * rows * columns;
+        let gradient = &mut gradient[self.starts[self.segment] * pixels..][..self.images * pixels];
+        for (i, gradient) in gradient.chunks_exact_mut(pixels).enumerate() {
             let Some(&Algorithm::Stem { depth }) = backward.first().map(|pass| &pass.kernel) else {
                 gradient.fill(0.0);
                 continue;
@@ -309,4 +372,3 @@ impl<'a> Run<'a> {
         }
     }
 }
-

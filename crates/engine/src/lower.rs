@@ -3,7 +3,7 @@
 //! Batch-norm is folded into the convolution before it; a residual sum and a ReLU after it become its epilogue. All
 //! folding is in f64 and rounded once.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, bail};
 use nets::{Conv, Graph, Id, Op, Padding, Weights};
 
 /// The non-linearity at the end of a step.
@@ -22,14 +22,14 @@ pub(crate) struct Filter {
     pub kernel: usize,
     pub stride: usize,
     pub padding: Padding,
-    pub weight: Vec<f64>,
+    pub weight: Vec<f32>,
     pub bias: Vec<f64>,
 }
 
 impl Filter {
     /// The weight from input channel `i` to output channel `o` at row `y`, column `x`.
     pub(crate) fn at(&self, o: usize, i: usize, y: usize, x: usize) -> f64 {
-        self.weight[((o * self.inputs + i) * self.kernel + y) * self.kernel + x]
+        self.weight[((o * self.inputs + i) * self.kernel + y) * self.kernel + x].into()
     }
 }
 
@@ -80,18 +80,30 @@ fn parameter(weights: &Weights, name: &str, shape: &[usize]) -> Result<Vec<f64>>
     if tensor.dims() != shape {
         bail!("`{name}` has shape {:?}, but the network needs {shape:?}", tensor.dims());
     }
-    Tensor::flatten_all(tensor)?.to_dtype(DType::F64)?.to_vec1()
+    tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
 }
 
-fn filter(conv: &Conv, weights: &Weights) -> Result<Filter> {
+fn rounded(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&v| v as f32).collect()
+}
+
+/// A convolution's filter, after which comes batch-norm, if any, with this scale and shift.
+fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter> {
     let inputs = conv.inputs / conv.groups;
     let shape = [conv.outputs, inputs, conv.kernel, conv.kernel];
-    let weight = parameter(weights, &format!("{}.weight", conv.name), &shape)?;
-    let bias = match conv.bias {
+    let mut weight = parameter(weights, &format!("{}.weight", conv.name), &shape)?;
+    let mut bias = match conv.bias {
         true => parameter(weights, &format!("{}.bias", conv.name), &[conv.outputs])?,
         false => vec![0.0; conv.outputs],
     };
     let (outputs, kernel, stride, padding) = (conv.outputs, conv.kernel, conv.stride, conv.padding);
+    if let Some((scale, shift)) = norm {
+        for (o, row) in weight.chunks_mut((inputs * kernel * kernel).max(1)).enumerate() {
+            row.iter_mut().for_each(|w| *w *= scale[o]);
+            bias[o] = bias[o] * scale[o] + shift[o];
+        }
+    }
+    let weight = rounded(&weight);
     Ok(Filter { inputs, outputs, kernel, stride, padding, weight, bias })
 }
 
@@ -108,8 +120,11 @@ fn densify(filter: Filter, groups: usize) -> Filter {
     Filter { inputs, weight, ..filter }
 }
 
-/// Batch-norm as scale and shift per channel.
-fn affine(weights: &Weights, name: &str, channels: usize, eps: f64) -> Result<(Vec<f64>, Vec<f64>)> {
+/// Scale and shift per channel.
+type Affine = (Vec<f64>, Vec<f64>);
+
+/// Batch-norm as scale and shift.
+fn affine(weights: &Weights, name: &str, channels: usize, eps: f64) -> Result<Affine> {
     let get = |part: &str| parameter(weights, &format!("{name}.{part}"), &[channels]);
     let (gain, bias) = (get("weight")?, get("bias")?);
     let (mean, variance) = (get("running_mean")?, get("running_var")?);
@@ -118,13 +133,8 @@ fn affine(weights: &Weights, name: &str, channels: usize, eps: f64) -> Result<(V
     Ok((scale, shift))
 }
 
-fn fold(filter: &mut Filter, scale: &[f64], shift: &[f64]) {
-    let per_output = filter.weight.len() / filter.outputs;
-    for (o, row) in filter.weight.chunks_exact_mut(per_output).enumerate() {
-        row.iter_mut().for_each(|w| *w *= scale[o]);
-        filter.bias[o] = filter.bias[o] * scale[o] + shift[o];
-    }
-}
+/// A step's kind, input, residual and non-linearity, in nodes.
+type End = (Kind, Id, Option<Id>, Act);
 
 struct Lowering<'a> {
     graph: &'a Graph,
@@ -132,7 +142,7 @@ struct Lowering<'a> {
     /// Nodes that became part of an earlier node's step.
     taken: Vec<bool>,
     /// The step that ends at a node.
-    ends: Vec<Option<(Kind, Id, Option<Id>, Act)>>,
+    ends: Vec<Option<End>>,
 }
 
 impl Lowering<'_> {
@@ -180,16 +190,15 @@ impl Lowering<'_> {
         let input = node.inputs[0];
         match &node.op {
             Op::Conv(conv) => {
-                let mut filter = filter(conv, weights)?;
-                let mut end = id;
+                let (mut end, mut norm) = (id, None);
                 if let Some(next) = self.next(id)
                     && let Op::BatchNorm { name, channels, eps } = &self.graph.nodes[next].op
                 {
-                    let (scale, shift) = affine(weights, name, *channels, *eps)?;
-                    fold(&mut filter, &scale, &shift);
+                    norm = Some(affine(weights, name, *channels, *eps)?);
                     self.taken[next] = true;
                     end = next;
                 }
+                let filter = filter(conv, weights, norm)?;
                 let depthwise = conv.groups > 1 && conv.groups == conv.inputs && conv.inputs == conv.outputs;
                 let kind = match depthwise {
                     true => Kind::Depthwise(filter),
@@ -199,7 +208,7 @@ impl Lowering<'_> {
                 self.fuse(id, end, kind);
             }
             Op::Linear { name, inputs, outputs } => {
-                let weight = parameter(weights, &format!("{name}.weight"), &[*outputs, *inputs])?;
+                let weight = rounded(&parameter(weights, &format!("{name}.weight"), &[*outputs, *inputs])?);
                 let bias = parameter(weights, &format!("{name}.bias"), &[*outputs])?;
                 let padding = Padding::default();
                 let (inputs, outputs) = (*inputs, *outputs);
@@ -207,7 +216,8 @@ impl Lowering<'_> {
                 self.fuse(id, id, Kind::Dense(filter));
             }
             Op::BatchNorm { name, channels, eps } => {
-                let (weight, bias) = affine(weights, name, *channels, *eps)?;
+                let (scale, bias) = affine(weights, name, *channels, *eps)?;
+                let weight = rounded(&scale);
                 let padding = Padding::default();
                 let filter = Filter { inputs: 1, outputs: *channels, kernel: 1, stride: 1, padding, weight, bias };
                 self.fuse(id, id, Kind::Depthwise(filter));

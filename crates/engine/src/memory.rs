@@ -96,11 +96,6 @@ impl Layout {
         let at = unsafe { at.add(self.origin()) };
         View { at, image: self.image(), row: self.row(), pixel: self.channels }
     }
-
-    /// Whether two buffers may share memory one after the other: their zeros are in the same places.
-    fn fits(&self, other: &Self) -> bool {
-        self == other
-    }
 }
 
 /// One use of buffers: `writes` is made from `reads`; `over` is the one of them that may be overwritten in place.
@@ -110,66 +105,75 @@ pub(crate) struct Use {
     pub over: Option<usize>,
 }
 
+/// A buffer for some images of one layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Buffer {
+    pub layout: Layout,
+    pub images: usize,
+}
+
 /// Slots of memory, each of one layout for its whole life, so that borders stay zero.
 #[derive(Default)]
 pub(crate) struct Slots {
-    layouts: Vec<Layout>,
+    slots: Vec<Buffer>,
 }
 
 impl Slots {
     /// Gives every buffer a slot such that no two live at once share one. `given` buffers live from the start, `kept`
     /// ones to the end. Slots of earlier calls are used again.
-    pub(crate) fn assign(&mut self, layouts: &[Layout], uses: &[Use], given: &[usize], kept: &[usize]) -> Vec<usize> {
-        let mut last = vec![0; layouts.len()];
+    pub(crate) fn assign(&mut self, buffers: &[Buffer], uses: &[Use], given: &[usize], kept: &[usize]) -> Vec<usize> {
+        let mut last = vec![0; buffers.len()];
         for (time, u) in uses.iter().enumerate() {
             u.reads.iter().chain(&u.writes).for_each(|&buffer| last[buffer] = time);
         }
         kept.iter().for_each(|&buffer| last[buffer] = usize::MAX);
-        let mut free = vec![true; self.layouts.len()];
-        let mut slots = vec![usize::MAX; layouts.len()];
-        let mut take = |free: &mut Vec<bool>, layout: &Layout| {
-            let found = (0..free.len()).find(|&slot| free[slot] && self.layouts[slot].fits(layout));
-            let slot = found.unwrap_or_else(|| {
-                self.layouts.push(*layout);
-                free.push(true);
-                free.len() - 1
-            });
-            free[slot] = false;
-            slot
-        };
+        let mut free = vec![true; self.slots.len()];
+        let mut assigned = vec![None; buffers.len()];
         for &buffer in given {
-            slots[buffer] = take(&mut free, &layouts[buffer]);
+            assigned[buffer] = Some(self.take(&mut free, buffers[buffer]));
         }
         for (time, u) in uses.iter().enumerate() {
-            if let Some(over) = u.over.filter(|&over| last[over] == time) {
-                free[slots[over]] = true;
-            }
-            if let Some(buffer) = u.writes {
-                slots[buffer] = take(&mut free, &layouts[buffer]);
-            }
-            for &buffer in u.reads.iter().chain(&u.writes) {
-                // A buffer overwritten in place has handed its slot on already.
-                if last[buffer] == time && Some(buffer) != u.over {
-                    free[slots[buffer]] = true;
+            let release = |free: &mut Vec<bool>, buffer: usize, assigned: &[Option<usize>]| {
+                if let Some(slot) = assigned[buffer].filter(|_| last[buffer] == time) {
+                    free[slot] = true;
                 }
+            };
+            if let Some(over) = u.over {
+                release(&mut free, over, &assigned);
+            }
+            if let Some(buffer) = u.writes
+                && assigned[buffer].is_none()
+            {
+                assigned[buffer] = Some(self.take(&mut free, buffers[buffer]));
+            }
+            // A buffer overwritten in place has handed its slot on already.
+            for &buffer in u.reads.iter().chain(&u.writes).filter(|&&buffer| Some(buffer) != u.over) {
+                release(&mut free, buffer, &assigned);
             }
         }
-        slots
+        // A buffer nobody uses needs no memory.
+        assigned.into_iter().map(|slot| slot.unwrap_or(0)).collect()
     }
 
-    /// The offset of each slot for `images` images, and the floats in all.
-    pub(crate) fn place(&self, images: usize) -> (Vec<usize>, usize) {
+    fn take(&mut self, free: &mut Vec<bool>, buffer: Buffer) -> usize {
+        let found = (0..free.len()).find(|&slot| free[slot] && self.slots[slot] == buffer);
+        let slot = found.unwrap_or_else(|| {
+            self.slots.push(buffer);
+            free.push(true);
+            free.len() - 1
+        });
+        free[slot] = false;
+        slot
+    }
+
+    /// The offset of each slot, and the floats in all.
+    pub(crate) fn place(&self) -> (Vec<usize>, usize) {
         let mut at = 0;
-        let offsets = self.layouts.iter().map(|layout| {
+        let offsets = self.slots.iter().map(|slot| {
             let offset = at;
-            at += (layout.image() * images).next_multiple_of(16);
+            at += (slot.layout.image() * slot.images).next_multiple_of(16);
             offset
         });
         (offsets.collect(), at)
-    }
-
-    /// Floats of the largest slot for one image.
-    pub(crate) fn largest(&self) -> usize {
-        self.layouts.iter().map(Layout::image).max().unwrap_or(0)
     }
 }

@@ -47,7 +47,7 @@ impl Fitted {
 
     /// Images for one thread at a time: few enough to keep all threads busy.
     fn group(&self, images: usize) -> usize {
-        images.div_ceil(rayon::current_num_threads()).clamp(1, self.net.group)
+        images.div_ceil(rayon::current_num_threads()).clamp(1, self.net.group())
     }
 
     fn pixels(&self) -> usize {

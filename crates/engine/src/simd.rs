@@ -220,7 +220,7 @@ mod x86 {
         #[inline(always)]
         fn opaque<T>(mut pointer: *mut T) -> *mut T {
             // SAFETY: does nothing.
-            unsafe { asm!("/* {} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+            unsafe { asm!("/* {} */", inout(reg) pointer, options(nostack, preserves_flags)) };
             pointer
         }
         #[inline(always)]
@@ -293,7 +293,7 @@ mod x86 {
         #[inline(always)]
         fn opaque<T>(mut pointer: *mut T) -> *mut T {
             // SAFETY: does nothing.
-            unsafe { asm!("/* {} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+            unsafe { asm!("/* {} */", inout(reg) pointer, options(nostack, preserves_flags)) };
             pointer
         }
         #[inline(always)]

@@ -165,7 +165,10 @@ impl Source for Max {
             for ky in 0..kernel {
                 for kx in 0..kernel {
                     let (row, column) = (y * stride + ky, x * stride + kx);
-                    if row < padding || row >= self.rows + padding || column < padding || column >= self.columns + padding
+                    if row < padding
+                        || row >= self.rows + padding
+                        || column < padding
+                        || column >= self.columns + padding
                     {
                         continue;
                     }

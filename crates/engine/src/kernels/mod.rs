@@ -4,6 +4,11 @@
 //! kernel checks bounds. Every output is one sum in one fixed order, whatever the tile it falls in: tiles may cross
 //! images without changing a bit.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over indices become registers; iterators may not"
+)]
+
 pub(crate) mod dense;
 pub(crate) mod depthwise;
 pub(crate) mod map;

@@ -9,19 +9,29 @@ pub(crate) const TILE: usize = 4;
 /// Inputs of a tile in each direction, and the side of the transformed kernel.
 pub(crate) const SIDE: usize = 6;
 
-/// A 3x3 kernel transformed: `G g G^T`, row by row.
-pub(crate) fn transform(g: impl Fn(usize, usize) -> f64) -> [[f64; SIDE]; SIDE] {
-    const G: [[f64; 3]; SIDE] = [
-        [1.0 / 4.0, 0.0, 0.0],
-        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-        [0.0, 0.0, 1.0],
-    ];
-    let half: [[f64; 3]; SIDE] =
-        std::array::from_fn(|i| std::array::from_fn(|x| (0..3).map(|y| G[i][y] * g(y, x)).sum()));
-    std::array::from_fn(|i| std::array::from_fn(|j| (0..3).map(|x| half[i][x] * G[j][x]).sum()))
+/// Kernels transformed together: a divisor of every vector.
+pub(crate) const TOGETHER: usize = 8;
+
+/// 3x3 kernels transformed, `G g G^T` row by row, in f64 and rounded once; `g(y, x, i)` is of kernel `i`.
+pub(crate) fn transform(g: impl Fn(usize, usize, usize) -> f64) -> [[[f32; TOGETHER]; SIDE]; SIDE] {
+    type Many = [f64; TOGETHER];
+    fn line(g: [Many; 3]) -> [Many; SIDE] {
+        let mut out = [[0.0; TOGETHER]; SIDE];
+        for i in 0..TOGETHER {
+            let (even, odd) = (g[0][i] + g[2][i], g[1][i]);
+            let (near, far) = (g[0][i] * (1.0 / 24.0) + g[2][i] * (1.0 / 6.0), g[1][i] * (1.0 / 12.0));
+            out[0][i] = g[0][i] * (1.0 / 4.0);
+            out[1][i] = (even + odd) * (-1.0 / 6.0);
+            out[2][i] = (even - odd) * (-1.0 / 6.0);
+            out[3][i] = near + far;
+            out[4][i] = near - far;
+            out[5][i] = g[2][i];
+        }
+        out
+    }
+    let columns: [[Many; SIDE]; 3] =
+        std::array::from_fn(|x| line(std::array::from_fn(|y| std::array::from_fn(|i| g(y, x, i)))));
+    std::array::from_fn(|y| line([columns[0][y], columns[1][y], columns[2][y]]).map(|many| many.map(|u| u as f32)))
 }
 
 /// A 3x3 convolution of stride 1. `from` points at the input under the kernel's first tap for output (0, 0).
@@ -37,7 +47,7 @@ pub(crate) struct Winograd<'a> {
     pub rows: usize,
     pub columns: usize,
     pub finish: Finish,
-    /// Room for `36 * chunk * (depth_padded + output channels padded)` floats.
+    /// Room for [`scratch`] floats.
     pub scratch: *mut f32,
     /// Tiles transformed at once.
     pub chunk: usize,
@@ -58,6 +68,17 @@ impl Winograd<'_> {
         let (across, down) = (self.across(), self.down());
         (tile / (across * down), tile / across % down, tile % across)
     }
+}
+
+/// The distance of the 36 matrices of `floats` each: an odd number of cache lines, so that the same element of each is
+/// in another set of the cache.
+fn matrix_step(floats: usize) -> usize {
+    (floats.div_ceil(16) | 1) * 16
+}
+
+/// Floats of scratch for `chunk` tiles.
+pub(crate) fn scratch(chunk: usize, inputs: usize, outputs: usize) -> usize {
+    SIDE * SIDE * (matrix_step(chunk * inputs) + matrix_step(chunk * outputs))
 }
 
 /// One direction of `B^T d B`.
@@ -87,12 +108,7 @@ unsafe fn output_line<S: Simd>(m: [S::V; SIDE]) -> [S::V; TILE] {
         let (two, four, eight) = (S::splat(2.0), S::splat(4.0), S::splat(8.0));
         let (s1, d1) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
         let (s2, d2) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-        [
-            S::add(S::add(m[0], s1), s2),
-            S::fma(two, d2, d1),
-            S::fma(four, s2, s1),
-            S::add(S::fma(eight, d2, d1), m[5]),
-        ]
+        [S::add(S::add(m[0], s1), s2), S::fma(two, d2, d1), S::fma(four, s2, s1), S::add(S::fma(eight, d2, d1), m[5])]
     }
 }
 
@@ -176,13 +192,28 @@ unsafe fn product<S: Simd>(
         unsafe {
             match block {
                 1 => tiles!(S, 1, rows, |r| product_tile(
-                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                    from.add(r * step),
+                    step,
+                    depth,
+                    weights,
+                    to.add(r * to_step),
+                    to_step
                 )),
                 2 => tiles!(S, 2, rows, |r| product_tile(
-                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                    from.add(r * step),
+                    step,
+                    depth,
+                    weights,
+                    to.add(r * to_step),
+                    to_step
                 )),
                 _ => tiles!(S, 3, rows, |r| product_tile(
-                    from.add(r * step), step, depth, weights, to.add(r * to_step), to_step
+                    from.add(r * step),
+                    step,
+                    depth,
+                    weights,
+                    to.add(r * to_step),
+                    to_step
                 )),
             }
             weights = weights.add(depth * block * S::LANES);
@@ -201,8 +232,7 @@ impl Kernel for Winograd<'_> {
         while first < tiles {
             let count = self.chunk.min(tiles - first);
             let v = self.scratch;
-            let v_step = count * inputs;
-            let m_step = count * outputs;
+            let (v_step, m_step) = (matrix_step(count * inputs), matrix_step(count * outputs));
             unsafe {
                 let m = v.add(SIDE * SIDE * v_step);
                 for t in 0..count {
@@ -226,10 +256,10 @@ impl Kernel for Winograd<'_> {
                     }
                 }
                 match (self.finish.end, self.finish.mask.at.is_null()) {
-                    (End::Linear, _) => self.finish_tiles::<S, LINEAR>(m, first, count),
-                    (End::Clamp { .. }, true) => self.finish_tiles::<S, CLAMP>(m, first, count),
-                    (End::Clamp { .. }, false) => self.finish_tiles::<S, CLAMP_AND_MARK>(m, first, count),
-                    (End::Masked, _) => self.finish_tiles::<S, MASKED>(m, first, count),
+                    (End::Linear, _) => self.finish_tiles::<S, LINEAR>(m, m_step, first, count),
+                    (End::Clamp { .. }, true) => self.finish_tiles::<S, CLAMP>(m, m_step, first, count),
+                    (End::Clamp { .. }, false) => self.finish_tiles::<S, CLAMP_AND_MARK>(m, m_step, first, count),
+                    (End::Masked, _) => self.finish_tiles::<S, MASKED>(m, m_step, first, count),
                 }
             }
             first += count;
@@ -239,7 +269,7 @@ impl Kernel for Winograd<'_> {
 
 impl Winograd<'_> {
     #[inline(always)]
-    unsafe fn finish_tiles<S: Simd, const KIND: u8>(&self, m: *mut f32, first: usize, count: usize) {
+    unsafe fn finish_tiles<S: Simd, const KIND: u8>(&self, m: *mut f32, m_step: usize, first: usize, count: usize) {
         let outputs = self.blocks.iter().sum::<usize>() * S::LANES;
         let mut c = 0;
         while c < outputs {
@@ -248,7 +278,7 @@ impl Winograd<'_> {
                 for t in 0..count {
                     let (image, y, x) = self.place(first + t);
                     let (y, x) = (y * TILE, x * TILE);
-                    let tile = output_tile::<S>(m.add(t * outputs + c), count * outputs);
+                    let tile = output_tile::<S>(m.add(t * outputs + c), m_step);
                     let spot = self.finish.spot(image, y, x);
                     if y + TILE <= self.rows && x + TILE <= self.columns {
                         self.store_tile::<S, KIND>(tile, bias, spot, c);

@@ -8,6 +8,9 @@
 //! - wherever the branches differ from f64's, the f64 value is within rounding of the kink;
 //! - such flips are few.
 
+#![expect(clippy::print_stderr, reason = "tests say what they skip")]
+
+mod real;
 mod reference;
 
 use candle_core::{Device, Tensor};
@@ -18,16 +21,18 @@ use reference::Reference;
 
 use crate::{Isa, Plan};
 
-/// Largest difference of gradients at equal branches, as a share of the image's largest gradient. Rounding of one
-/// product is 6e-8; the longest path sums some thousands of them over tens of layers, and Winograd's transforms
-/// multiply it by about ten. The largest seen is a third of this.
+/// Largest difference of gradients at equal branches, as a share of the image's largest gradient. A product is rounded
+/// by 6e-8 of itself. Errors of many layers add up like a random walk: some tens of layers and Winograd's transforms,
+/// whose terms are about ten times as large as their sums, make it 3e-6. The largest seen is 9e-6 (ResNet-34).
 const GRADIENT: f64 = 1e-5;
 /// The same for logits, as a share of the largest.
 const LOGITS: f64 = 1e-5;
-/// Largest distance from a kink, as a share of the layer's largest value, at which a unit may take the other branch.
-const KINK: f64 = 2e-5;
-/// Largest share of units that take the other branch: the chance to fall within `KINK / 10` of a kink.
-const FLIPS: f64 = 1e-5;
+/// Largest distance from a kink, as a share of the layer's largest value, at which a unit may take the other branch: no
+/// more than the values themselves may err. The largest seen is 5e-7.
+const KINK: f64 = 5e-6;
+/// Largest share of units that take the other branch. Values are spread over their layer's range, so about as many fall
+/// within an error of 1e-7 to 1e-6 of a kink; 3e-7 were seen on real images.
+const FLIPS: f64 = 2e-6;
 
 /// An image, its f64 values and the engine's branches.
 struct Case<'a> {
@@ -51,10 +56,10 @@ struct Score {
     free: f64,
     kink: f64,
     flips: usize,
-    /// Images without a flip, and the worst of them at f64's own branches.
-    agreeing: usize,
-    agreeing_gradient: f64,
     units: usize,
+    images: usize,
+    /// Images without a flip.
+    agreeing: usize,
 }
 
 fn largest(values: &[f64]) -> f64 {
@@ -125,9 +130,9 @@ impl<'a> Case<'a> {
             free: a.free.max(b.free),
             kink: a.kink.max(b.kink),
             flips: a.flips + b.flips,
-            agreeing: a.agreeing + b.agreeing,
-            agreeing_gradient: a.agreeing_gradient.max(b.agreeing_gradient),
             units: a.units + b.units,
+            images: a.images + b.images,
+            agreeing: a.agreeing + b.agreeing,
         })
     }
 
@@ -136,14 +141,12 @@ impl<'a> Case<'a> {
         let own = self.reference.branches(values);
         let upstream: Vec<_> =
             self.upstream[image * logits.len()..][..logits.len()].iter().map(|&u| f64::from(u)).collect();
-        let at = |branches: &dyn Fn(usize, usize) -> usize| distance(gradient, &self.reference.backward(&upstream, branches));
-        let free = at(&|node, unit| own[node][unit]);
-        let mut score = Score {
-            logits: distance(logits, values.last().unwrap()),
-            gradient: at(&|node, unit| branches[node][unit].into()),
-            free,
-            ..Score::default()
+        let at = |branches: &dyn Fn(usize, usize) -> usize| {
+            distance(gradient, &self.reference.backward(&upstream, branches))
         };
+        let gradient = at(&|node, unit| branches[node][unit].into());
+        let logits = distance(logits, values.last().unwrap());
+        let mut score = Score { logits, gradient, images: 1, ..Score::default() };
         for (node, (own, theirs)) in own.iter().zip(branches).enumerate() {
             assert_eq!(own.len(), theirs.len(), "node {node}");
             score.units += own.len();
@@ -152,8 +155,9 @@ impl<'a> Case<'a> {
                 score.kink = score.kink.max(self.kink(values, node, unit, theirs[unit]));
             }
         }
-        if score.flips == 0 {
-            (score.agreeing, score.agreeing_gradient) = (1, free);
+        match score.flips {
+            0 => (score.agreeing, score.free) = (1, gradient),
+            _ => score.free = at(&|node, unit| own[node][unit]),
         }
         score
     }
@@ -171,16 +175,15 @@ impl<'a> Case<'a> {
     }
 
     fn check(&self, name: &str) {
-        if std::env::var_os("VERBOSE").is_some() {
-            Isa::available().into_iter().for_each(|isa| eprintln!("{name} {isa:?}: {:?}", self.score(isa)));
-        }
         for isa in Isa::available() {
             let score = self.score(isa);
+            if std::env::var_os("VERBOSE").is_some() {
+                eprintln!("{name} {isa:?}: {score:?}");
+            }
             assert!(score.logits < LOGITS, "{name} {isa:?}: {score:?}");
             assert!(score.gradient < GRADIENT, "{name} {isa:?}: {score:?}");
-            assert!(score.agreeing_gradient < GRADIENT, "{name} {isa:?}: {score:?}");
             assert!(score.kink < KINK, "{name} {isa:?}: {score:?}");
-            assert!(score.flips as f64 <= (FLIPS * score.units as f64).max(3.0), "{name} {isa:?}: {score:?}");
+            assert!(score.flips as f64 <= (FLIPS * score.units as f64).max(2.0), "{name} {isa:?}: {score:?}");
         }
     }
 }
@@ -192,8 +195,8 @@ impl Plan {
         for (step, stage) in self.network.steps.iter().zip(&net.stages) {
             let value = &net.values[step.output];
             let padded = value.layout.channels;
-            let units = (0..value.channels)
-                .flat_map(|c| (0..value.rows * value.columns).map(move |pixel| pixel * padded + c));
+            let units =
+                (0..value.channels).flat_map(|c| (0..value.rows * value.columns).map(move |pixel| pixel * padded + c));
             if let Some(mask) = value.mask {
                 branches[step.node] = units.map(|unit| state[mask + unit / 8] >> (unit % 8) & 1).collect();
             } else if let crate::compile::Work::MaxPool { winners, .. } = stage.work {
@@ -261,10 +264,7 @@ fn around(ops: Vec<Op>, channels: usize) -> Graph {
         Node { op: Op::Input, inputs: vec![] },
         Node { op: Op::Normalise { mean: vec![0.5, 0.4, 0.3], std: vec![0.2, 0.25, 0.3] }, inputs: vec![0] },
     ];
-    let head = [
-        Op::GlobalAveragePool,
-        Op::Linear { name: "linear".into(), inputs: channels, outputs: 5 },
-    ];
+    let head = [Op::GlobalAveragePool, Op::Linear { name: "linear".into(), inputs: channels, outputs: 5 }];
     for op in [conv("stem", [3, 12], 3, 1, 1), Op::Relu].into_iter().chain(ops).chain(head) {
         let last = nodes.len() - 1;
         nodes.push(Node { op, inputs: vec![last] });
@@ -287,9 +287,20 @@ fn layer(name: &str, ops: Vec<Op>, channels: usize) {
 
 #[test]
 fn every_convolution() {
-    for (kernel, stride, padding) in
-        [(1, 1, 0), (1, 2, 0), (1, 3, 0), (2, 2, 0), (3, 1, 0), (3, 1, 1), (3, 1, 2), (3, 2, 1), (3, 3, 1), (5, 1, 2), (5, 2, 2), (7, 2, 3)]
-    {
+    for (kernel, stride, padding) in [
+        (1, 1, 0),
+        (1, 2, 0),
+        (1, 3, 0),
+        (2, 2, 0),
+        (3, 1, 0),
+        (3, 1, 1),
+        (3, 1, 2),
+        (3, 2, 1),
+        (3, 3, 1),
+        (5, 1, 2),
+        (5, 2, 2),
+        (7, 2, 3),
+    ] {
         for outputs in [5, 16, 50] {
             let op = conv("conv", [12, outputs], kernel, stride, padding);
             layer(&format!("{kernel}x{kernel}/{stride}, padding {padding}, to {outputs}"), vec![op, Op::Relu], outputs);
@@ -311,10 +322,16 @@ fn padding_on_some_sides() {
 
 #[test]
 fn grouped_convolutions() {
-    for (groups, outputs, kernel, stride) in [(12, 12, 3, 1), (12, 12, 3, 2), (12, 12, 5, 2), (12, 24, 3, 1), (4, 20, 3, 2)] {
+    for (groups, outputs, kernel, stride) in
+        [(12, 12, 3, 1), (12, 12, 3, 2), (12, 12, 5, 2), (12, 24, 3, 1), (4, 20, 3, 2)]
+    {
         let (name, inputs, padding) = ("conv".into(), 12, Padding::same(kernel / 2));
         let conv = Conv { name, inputs, outputs, kernel, stride, padding, groups, bias: true };
-        layer(&format!("{kernel}x{kernel}/{stride}, {groups} groups to {outputs}"), vec![Op::Conv(conv), Op::Relu], outputs);
+        layer(
+            &format!("{kernel}x{kernel}/{stride}, {groups} groups to {outputs}"),
+            vec![Op::Conv(conv), Op::Relu],
+            outputs,
+        );
     }
 }
 
@@ -325,7 +342,11 @@ fn pools_and_the_rest() {
     }
     for (stride, before, after) in [(2, 6, 6), (1, 0, 3), (3, 5, 0)] {
         let norm = Op::BatchNorm { name: "norm".into(), channels: 12 + before + after, eps: 1e-3 };
-        layer("sub-sample", vec![Op::Subsample { stride, before, after }, norm, Op::Relu6, Op::Relu], 12 + before + after);
+        layer(
+            "sub-sample",
+            vec![Op::Subsample { stride, before, after }, norm, Op::Relu6, Op::Relu],
+            12 + before + after,
+        );
     }
 }
 
@@ -380,7 +401,11 @@ fn answers_do_not_depend_on_batch_or_threads() {
                 let (classes, mut seen) = (graph.classes, Vec::new());
                 let gradient = plan.input_gradient(&x.unwrap(), &keys, &mut |logits| {
                     seen = logits.flatten_all()?.to_vec1::<f32>()?;
-                    Tensor::from_slice(&case.upstream[first * classes..][..count * classes], (count, classes), &Device::Cpu)
+                    Tensor::from_slice(
+                        &case.upstream[first * classes..][..count * classes],
+                        (count, classes),
+                        &Device::Cpu,
+                    )
                 });
                 let gradient = gradient.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 seen.extend(gradient);
@@ -406,6 +431,29 @@ fn answers_do_not_depend_on_batch_or_threads() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn instruction_sets_with_fused_multiply_add_agree_in_every_bit() {
+    let fused: Vec<_> = Isa::available().into_iter().filter(|&isa| isa != Isa::Portable).collect();
+    for json in [r#"{"name": "cifar-resnet", "depth": 8}"#, r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#]
+    {
+        let graph = spec(json);
+        let weights = weights(&graph);
+        let x = Tensor::rand(0f32, 1.0, (2, 3, 37, 64), &Device::Cpu).unwrap();
+        let ask = |&isa: &Isa| {
+            let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
+            let mut bits = Vec::new();
+            let gradient = plan.input_gradient(&x, &[], &mut |logits| {
+                bits = logits.flatten_all()?.to_vec1::<f32>()?;
+                logits.ones_like()
+            });
+            bits.extend(gradient.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            bits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let answers: Vec<_> = fused.iter().map(ask).collect();
+        assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{json}");
     }
 }
 
