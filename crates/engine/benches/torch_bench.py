@@ -27,7 +27,9 @@ logits cifar-resnet-56 32 100 1
 logits resnet-18 32 32 1
 logits resnet-34 224 8 1
 logits resnet-50 224 8 1
-logits mobilenet-v2 224 8 1""".splitlines()
+logits mobilenet-v2 224 8 1
+gradient cifar-resnet-20 32 100 4
+gradient resnet-34 224 8 4""".splitlines()
 SECONDS = 0.5
 
 

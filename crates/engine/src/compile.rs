@@ -449,7 +449,7 @@ impl Compiler<'_> {
 }
 
 /// Scratch of the Winograd kernels, so that a chunk of tiles stays in the second cache.
-const WINOGRAD_BYTES: usize = 768 << 10;
+const WINOGRAD_BYTES: usize = 384 << 10;
 /// The largest buffer of a group of images, for the same reason.
 const GROUP_BYTES: usize = 512 << 10;
 const GROUP_IMAGES: usize = 32;
@@ -522,11 +522,15 @@ fn pack_winograd(
     starts.par_iter().for_each(|&(first, width)| {
         for k in 0..depth {
             for c in (0..width).step_by(winograd::TOGETHER) {
-                let kernels = winograd::transform(|y, x, i| {
-                    let (_, _, ky, kx) = taps[y * 3 + x];
-                    if first + c + i < outputs { weight(k, first + c + i, ky, kx) } else { 0.0 }
-                });
-                for (e, u) in kernels.as_flattened().iter().enumerate() {
+                let mut g = [[0.0; winograd::TOGETHER]; 9];
+                for i in 0..winograd::TOGETHER.min(outputs.saturating_sub(first + c)) {
+                    for (g, &(_, _, y, x)) in g.iter_mut().zip(taps) {
+                        g[i] = weight(k, first + c + i, y, x);
+                    }
+                }
+                let mut u = [[0.0; winograd::TOGETHER]; winograd::SIDE * winograd::SIDE];
+                winograd::transform(&g, &mut u);
+                for (e, u) in u.iter().enumerate() {
                     // SAFETY: inside the packed matrices, and each block writes its own stretch.
                     unsafe {
                         let to = to.get().add(e * matrix + first * depth + k * width + c);
