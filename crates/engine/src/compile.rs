@@ -1,9 +1,10 @@
 //! From fused steps to passes over memory: layouts, algorithms, packed weights and the order of the backward pass.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result, bail};
-use rayon::prelude::*;
 
 use crate::kernels::{dense, map::Window, split, winograd};
 use crate::lower::{Act, Filter, Kind, Network, Step};
@@ -354,7 +355,7 @@ impl Compiler<'_> {
         draft: Draft,
         source: &Layout,
         [depth, outputs]: [usize; 2],
-        weight: impl Fn(usize, usize, usize, usize) -> f64 + Sync,
+        weight: impl Fn(usize, usize, usize, usize) -> f64,
     ) -> Pass {
         let lanes = self.isa.lanes();
         let blocks = self.blocks(outputs);
@@ -505,21 +506,17 @@ fn pack_winograd(
     depth: usize,
     outputs: usize,
     taps: &[(isize, isize, usize, usize)],
-    weight: &(impl Fn(usize, usize, usize, usize) -> f64 + Sync),
+    weight: &impl Fn(usize, usize, usize, usize) -> f64,
 ) -> Floats {
     let padded = outputs.next_multiple_of(lanes);
     let elements = winograd::SIDE * winograd::SIDE;
     let matrix = depth * padded;
     let mut packed = Floats::zeros(elements * matrix);
-    // Each block of columns is one stretch of every matrix.
-    let to = SendPtr(packed.as_mut().as_mut_ptr());
-    let starts = blocks.iter().scan(0, |first, &block| {
-        let start = *first;
-        *first += block * lanes;
-        Some((start, block * lanes))
-    });
-    let starts: Vec<(usize, usize)> = starts.collect();
-    starts.par_iter().for_each(|&(first, width)| {
+    let to = packed.as_mut();
+    let mut first = 0;
+    for &block in blocks {
+        // Each block of columns is one stretch of every matrix.
+        let width = block * lanes;
         for k in 0..depth {
             for c in (0..width).step_by(winograd::TOGETHER) {
                 let mut g = [[0.0; winograd::TOGETHER]; 9];
@@ -530,30 +527,39 @@ fn pack_winograd(
                 }
                 let mut u = [[0.0; winograd::TOGETHER]; winograd::SIDE * winograd::SIDE];
                 winograd::transform(&g, &mut u);
-                for (e, u) in u.iter().enumerate() {
-                    // SAFETY: inside the packed matrices, and each block writes its own stretch.
-                    unsafe {
-                        let to = to.get().add(e * matrix + first * depth + k * width + c);
-                        to.copy_from_nonoverlapping(u.as_ptr(), winograd::TOGETHER);
-                    }
+                let at = first * depth + k * width + c;
+                for (matrix, u) in to.chunks_exact_mut(matrix).zip(&u) {
+                    matrix[at..at + winograd::TOGETHER].copy_from_slice(u);
                 }
             }
         }
-    });
+        first += width;
+    }
     packed
 }
 
-/// A pointer that threads may share because each writes its own part.
-#[derive(Clone, Copy)]
-struct SendPtr(*mut f32);
-// SAFETY: see the type.
-unsafe impl Send for SendPtr {}
-unsafe impl Sync for SendPtr {}
-
-impl SendPtr {
-    fn get(self) -> *mut f32 {
-        self.0
-    }
+/// `work` of every number below `count`, on as many threads as rayon has, but not rayon's own: a thread of rayon's that
+/// waits may take up a query, and that would wait for this very compilation.
+fn share_out<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(count));
+    std::thread::scope(|scope| {
+        for _ in 0..rayon::current_num_threads().min(count) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let result = work(index);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// The backward pass in order: every value's gradient is summed over its readers, last reader first, and the last sum
@@ -620,21 +626,20 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         })
         .collect();
 
-    let work: Vec<Work> = network
-        .steps
-        .par_iter()
-        .zip(drafts)
-        .zip(&winners)
-        .map(|((step, drafts), &winners)| match (&step.kind, drafts) {
+    let drafts: Vec<_> = drafts.into_iter().map(Mutex::new).collect();
+    let work = share_out(network.steps.len(), |stage| {
+        let step = &network.steps[stage];
+        let drafts = drafts[stage].lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (&step.kind, drafts) {
             (Kind::Dense(filter) | Kind::Depthwise(filter), Some(drafts)) => compiler.convolution(step, filter, drafts),
             (&Kind::MaxPool { kernel, stride, padding }, _) => {
-                Work::MaxPool { window: Window { kernel, stride, padding }, winners }
+                Work::MaxPool { window: Window { kernel, stride, padding }, winners: winners[stage] }
             }
             (&Kind::Subsample { stride, before, .. }, _) => Work::Subsample { stride, before },
             (Kind::GlobalPool, _) => Work::GlobalPool,
             _ => Work::Identity,
-        })
-        .collect();
+        }
+    });
 
     let (backs, gradient_values) = backward(&network.steps, &acts);
     let segments = segments(network, &compiler.layouts, &work, &backs);

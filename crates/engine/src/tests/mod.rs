@@ -474,6 +474,35 @@ fn logits_alone_are_the_logits_of_a_gradient_query() {
     assert_eq!(alone, within);
 }
 
+/// A plan that compiles while rayon's threads ask it other questions must not wait for itself.
+#[test]
+fn queries_may_be_parallel_from_the_first() {
+    let graph = spec(r#"{"name": "cifar-resnet", "depth": 14}"#);
+    let weights = weights(&graph);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let plan = Plan::new(&graph, &weights).unwrap();
+    let x = Tensor::rand(0f32, 1.0, (12, 3, 32, 32), &Device::Cpu).unwrap();
+    let rows: Vec<_> = pool.install(|| {
+        let rows = (0..12).into_par_iter().map(|i| plan.logits(&x.narrow(0, i, 1).unwrap(), &[]).unwrap());
+        rows.map(|row| row.to_vec2::<f32>().unwrap().remove(0)).collect()
+    });
+    assert_eq!(rows, plan.logits(&x, &[]).unwrap().to_vec2::<f32>().unwrap());
+}
+
+#[test]
+fn not_a_number_shows() {
+    let graph = spec(r#"{"name": "resnet", "depth": 18, "classes": 7}"#);
+    let mut weights = weights(&graph);
+    let bias = weights.get_mut("layer2.0.bn1.bias").unwrap();
+    *bias = (bias.clone() * f64::NAN).unwrap();
+    for isa in Isa::available() {
+        let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
+        let x = Tensor::rand(0f32, 1.0, (1, 3, 64, 64), &Device::Cpu).unwrap();
+        let logits = plan.logits(&x, &[]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(logits.iter().all(|v| v.is_nan()), "{isa:?}: {logits:?}");
+    }
+}
+
 #[test]
 fn bad_input_is_an_error() {
     let graph = spec(r#"{"name": "cifar-resnet", "depth": 8}"#);
