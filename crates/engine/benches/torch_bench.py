@@ -126,7 +126,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("filter", nargs="*")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     engine = subprocess.Popen([args.binary, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for request in WORK:
         if not all(word in request for word in args.filter):
