@@ -1,5 +1,6 @@
 //! What every attack promises, asked of the whole catalogue on small networks; and what PGD and EOT promise besides.
 
+mod golden;
 mod small;
 
 use attacks::{Attack, Ball, Eot, Guides, Loss, Mean, Pgd, Snapshot, Spec, UniformNoise, Victim};
@@ -312,8 +313,8 @@ fn every_parameter_matters() {
         ),
     );
     every_field_matters(
-        json!({"name": "adam", "eot": eot, "learning_rate": "2/255", "loss": "cross-entropy"}),
-        &changes(&["step_size"], &[json!({"beta1": 0.5}), json!({"beta2": 0.9}), json!({"gradient": "raw"}), rate]),
+        json!({"name": "adam", "eot": eot, "learning_rate": "2/255", "loss": "cross-entropy", "gradient": "raw"}),
+        &changes(&["step_size"], &[json!({"beta1": 0.5}), json!({"beta2": 0.9}), json!({"gradient": "sign"}), rate]),
     );
     every_field_matters(
         json!({"name": "evolution-strategy", "schedule": [{"steps": 2, "samples": 4}], "loss": "cross-entropy"}),
@@ -327,7 +328,7 @@ fn every_parameter_matters() {
         ),
     );
     every_field_matters(
-        json!({"name": "logit-matching", "draws": 2}),
+        json!({"name": "logit-matching", "draws": 2, "step_size": "4/255"}),
         &changes(
             &["eot", "stop", "loss"],
             &[json!({"sigma": "60/255"}), json!({"draws": 3}), json!({"clean": false}), vote],
