@@ -442,6 +442,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_start_on_the_surface_touches_the_ball() {
+        let origin = [0.5f32; 30];
+        for norm in [Norm::Linf, Norm::L2] {
+            let ball = Ball { norm, eps: 0.1 };
+            let start = |key| {
+                let mut x = origin;
+                Apgd { norm, ..Apgd::default() }.start(ball, &origin, Key::root(key), &mut x);
+                x
+            };
+            assert_ne!(start(1), start(2));
+            let changes = start(1).map(|x| f64::from(x) - 0.5);
+            let length = match norm {
+                Norm::Linf => changes.iter().fold(0.0, |most: f64, change| most.max(change.abs())),
+                Norm::L2 => changes.iter().map(|change| change * change).sum::<f64>().sqrt(),
+            };
+            assert!((length - 0.1).abs() < 1e-6, "{norm:?} {length}");
+            assert!(changes.iter().any(|&change| change > 0.0) && changes.iter().any(|&change| change < 0.0));
+        }
+    }
+
+    #[test]
     fn checkpoints_of_a_hundred_steps_are_those_of_the_paper() {
         // Croce and Hein, section 3.1: p = 0, 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of 100 steps.
         let (mut interval, shorter, shortest) = intervals(100);

@@ -1,7 +1,9 @@
 //! Attacks, one file each, and the victim where network, defense, BPDA and EOT meet.
 //!
 //! To add one: write its file (parameters, arithmetic, reference, unit test) and name it in the `catalogue!` below. The
-//! parameter files, listings and contract tests take it from there.
+//! parameter files, listings and contract tests take it from there. Attacks that take steps share the loop in `ascent`:
+//! it asks the victim, applies the stop rule, counts queries image by image, checks the ball and takes the snapshots, so
+//! that an attack is its step.
 
 mod adam;
 mod aggmo;

@@ -1,5 +1,6 @@
 //! What every attack promises, asked of the whole catalogue on small networks; and what PGD and EOT promise besides.
 
+mod forms;
 mod golden;
 mod small;
 
