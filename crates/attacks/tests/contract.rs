@@ -285,7 +285,7 @@ fn changes(without: &[&str], more: &[Value]) -> Vec<Value> {
 fn every_parameter_matters() {
     let (eot, vote) = (json!({"draws": 3}), json!({"stop": {"rule": "fresh-vote", "draws": 2}}));
     let random_start = json!({"random_start": true});
-    every_field_matters(json!({"name": "pgd", "eot": eot}), &changes(&["stop"], &[random_start.clone()]));
+    every_field_matters(json!({"name": "pgd", "eot": eot}), &changes(&["stop"], std::slice::from_ref(&random_start)));
     every_field_matters(json!({"name": "momentum", "eot": eot}), &changes(&[], &[random_start, json!({"decay": 0.3})]));
     every_field_matters(
         json!({"name": "aggmo", "eot": eot, "loss": "cross-entropy"}),

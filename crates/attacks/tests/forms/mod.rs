@@ -306,10 +306,10 @@ fn logit_matching_brings_the_logits_to_the_guides() {
     matching.run(&victim, &x, &away, &keys, Some(guides), &mut sink).unwrap();
     let logits = |x: &Tensor| rows(&net_logits(&victim, x));
     let (start, targets) = (logits(&x), logits(&guides_x));
-    for image in 0..6 {
+    for (image, start) in start.iter().enumerate() {
         // The first guide whose label is not the image's.
         let guide = usize::from(image % 4 == 1);
-        let distance: f64 = start[image].iter().zip(&targets[guide]).map(|(z, t)| (z - t).powi(2)).sum();
+        let distance: f64 = start.iter().zip(&targets[guide]).map(|(z, t)| (z - t).powi(2)).sum();
         assert!((snapshots[0].loss[image].unwrap() - distance).abs() < 1e-4 * distance, "image {image}");
         assert!(snapshots[1].loss[image].unwrap() < 0.02 * distance.max(1.0), "image {image} is not there");
     }
@@ -342,9 +342,9 @@ fn the_gradient_of_matching_is_that_of_the_squared_distance() {
     let query = victim.matching(&x, &targets, eot, &keys(1, 0..3)).unwrap();
     let (gradient, logits) = (rows(&query.true_gradient().unwrap()), rows(&net_logits(&victim, &x)));
     for image in 0..3 {
-        for j in 0..12 {
+        for (j, found) in gradient[image].iter().enumerate() {
             let expected: f64 = (0..4).map(|c| 2.0 * (logits[image][c] - targets[image][c]) * net.weight(c, j)).sum();
-            assert!((gradient[image][j] - expected).abs() < 1e-4, "{} {expected}", gradient[image][j]);
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
         }
     }
     let error = victim.matching(&x, &targets[..2], eot, &keys(1, 0..3)).unwrap_err().to_string();
