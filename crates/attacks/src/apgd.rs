@@ -478,4 +478,64 @@ mod tests {
         assert!(art.iter().zip(&checkpoints).all(|(art, exact)| (exact..=&(exact + 1)).contains(&art)), "{art:?}");
         assert_eq!(art_checkpoints(3), [0, 1, 2, 3]);
     }
+
+    /// The step sizes after each of these losses of the iterates, the start's first.
+    fn steps_after(apgd: &Apgd, losses: &[f64]) -> Vec<f64> {
+        let mut path = Path::new(1.0, intervals(apgd.last()).0);
+        let mut x = [0.0];
+        let look = |(i, &loss): (usize, &f64)| {
+            x = [i as f32];
+            apgd.look(&mut path, &Slope { entries: vec![1.0], log2: 0, loss }, 1.0, &mut x);
+            path.previous = x.to_vec();
+            path.step_size
+        };
+        losses.iter().enumerate().map(look).collect()
+    }
+
+    #[test]
+    fn three_quarters_of_rises_are_too_few() {
+        // Intervals of 8, 7, ... steps: six rises of eight halve the step, seven do not.
+        let apgd = Apgd { steps: vec![37], ..Apgd::default() };
+        let six = [0.0, 1.0, 2.0, 1.5, 1.7, 1.9, 1.6, 2.1, 2.2];
+        assert_eq!(steps_after(&apgd, &six)[7..], [1.0, 0.5]);
+        let seven = [0.0, 1.0, 2.0, 1.5, 1.7, 1.9, 1.95, 2.1, 2.2];
+        assert_eq!(steps_after(&apgd, &seven)[7..], [1.0, 1.0]);
+        // Six rises of the next seven, but no new best.
+        let stuck = [&seven[..], &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]].concat();
+        assert_eq!(steps_after(&apgd, &stuck)[14..], [1.0, 0.5]);
+        // A best loss in time keeps the step; so does a step just halved.
+        let saved = [&seven[..], &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2.3]].concat();
+        assert_eq!(steps_after(&apgd, &saved)[15], 1.0);
+        let halved = [&six[..], &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]].concat();
+        assert_eq!(steps_after(&apgd, &halved)[15], 0.5);
+    }
+
+    #[test]
+    fn the_toolbox_takes_a_rising_loss_for_progress_in_the_first_step_even_towards_targets() {
+        let apgd = Apgd { schedule: Schedule::Art, rating_draws: 1, steps: vec![37], ..Apgd::default() };
+        let first = |start, loss| {
+            let mut path = Path { previous: vec![7.0], ..Path::new(1.0, 1) };
+            let at = At { origin: &[0.0], x: &mut [8.0], checkpoints: &[0, 9] };
+            apgd.look_as_art(&mut path, 1, [start, loss], -1.0, at);
+            (path.progress, path.best_loss, path.best)
+        };
+        assert_eq!(first(2.0, 1.0), (0, 2.0, vec![7.0]));
+        assert_eq!(first(2.0, 3.0), (1, 3.0, vec![8.0]));
+    }
+
+    #[test]
+    fn three_quarters_of_new_bests_are_enough_for_the_toolbox() {
+        let apgd = Apgd { schedule: Schedule::Art, rating_draws: 1, steps: vec![37], ..Apgd::default() };
+        let after = |progress| {
+            let best = vec![3.0];
+            let mut path = Path { progress, best: best.clone(), before_best: vec![2.0], ..Path::new(1.0, 1) };
+            path.best_loss = 5.0;
+            let mut x = [8.0];
+            let at = At { origin: &[0.0], x: &mut x, checkpoints: &[0, 8] };
+            apgd.look_as_art(&mut path, 9, [0.0, 4.0], 1.0, at);
+            (path.step_size, x[0], path.progress)
+        };
+        assert_eq!(after(6), (1.0, 8.0, 0));
+        assert_eq!(after(5), (0.5, 3.0, 0));
+    }
 }

@@ -130,6 +130,21 @@ fn the_network_is_evaluated_as_often_as_is_said() {
 }
 
 #[test]
+fn no_draw_is_used_twice() {
+    let (x, net) = (images(3), Net::curved(5, 4));
+    for spec in Spec::examples() {
+        let counted = Recorder::new(&net);
+        let victim = Victim { net: &counted, defense: &Open, batch: 64 };
+        run(spec.build(), &victim, &x, &goal(3), &keys(1, 0..3));
+        let mut times = std::collections::HashMap::new();
+        counted.seen().into_iter().for_each(|key| *times.entry(key).or_insert(0) += 1);
+        // Both evaluations of an antithetic pair share their draw.
+        let most = if spec.name() == "evolution-strategy" { 2 } else { 1 };
+        assert!(times.into_values().all(|times| times <= most), "{spec:?}");
+    }
+}
+
+#[test]
 fn an_image_is_attacked_the_same_in_any_batch_and_any_shard() {
     let (x, goal) = (images(6), goal(6));
     for spec in Spec::examples() {

@@ -141,6 +141,9 @@ fn raw_ascent_adds_the_gradient_as_it_is() {
     };
     assert!(distances(&free).iter().all(|&distance| distance > 0.06));
     assert!(distances(&GradientAscent { project: true, ..free.clone() }).iter().all(|&distance| distance <= 0.05));
+    // Inside the ball the penalty is silent.
+    let inside = |weight: f64| distances(&GradientAscent { eps: 10.0.into(), penalty: weight.into(), ..free.clone() });
+    assert_eq!(inside(-1.0), inside(0.0));
     // The penalty moves an image outside by its weight towards the ball, and with the wrong sign away from it.
     let penalised = |weight: f64| distances(&GradientAscent { penalty: weight.into(), ..free.clone() });
     let (inwards, without, outwards) = (penalised(-1.0), penalised(0.0), penalised(1.0));
