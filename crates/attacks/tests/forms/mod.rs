@@ -80,9 +80,8 @@ fn without_memory_momentum_is_pgd() {
 }
 
 #[test]
-fn momentum_remembers_what_the_formula_says() {
-    // A linear network's gradient is constant: the sum after s steps is g (1 - decay^s) / (1 - decay), and only its
-    // direction counts; but an aggregate of raw gradients moves by the mean of the signs whatever the memory.
+fn momentum_goes_straight_up_a_linear_network() {
+    // A linear network's gradient is constant: whatever the decay, the sum keeps its direction, and a step its length.
     let net = Net::linear(11, 2);
     let victim = Victim { net: &net, defense: &Open, batch: 64 };
     let x = (images(4) * 0.2).unwrap().affine(1.0, 0.4).unwrap();
