@@ -10,6 +10,7 @@ mod fraction;
 mod goal;
 mod key;
 mod norm;
+mod vectorised;
 pub mod vote;
 
 pub use catalogue::Entry;
@@ -19,3 +20,4 @@ pub use fraction::Fraction;
 pub use goal::Goal;
 pub use key::{Key, Phase, philox4x32_10};
 pub use norm::Norm;
+pub use vectorised::InstructionSet;
