@@ -6,11 +6,13 @@
 mod gaussian_noise;
 mod identity;
 mod kernel;
+mod noise_injection;
 mod rotation;
 mod stack;
 
 pub use gaussian_noise::GaussianNoise;
 pub use identity::Identity;
+pub use noise_injection::{Noise, NoiseInjection, PoissonScale};
 pub use rotation::Rotation;
 pub use stack::{Order, Stack};
 
@@ -22,6 +24,7 @@ game::catalogue! {
         "none" => Identity,
         "gaussian-noise" => GaussianNoise,
         "rotation" => Rotation,
+        "noise-injection" => NoiseInjection,
         "stack" => Stack,
     }
 }

@@ -166,6 +166,7 @@ impl Key {
     /// Words live in 64 bits, of which a round reads the lower half only: one multiplication gives both of its halves,
     /// and what the upper half holds is never cleared.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "lanes run side by side")]
     fn blocks(self, first: u64) -> [[u32; LANES]; 4] {
         const LOW: u64 = u32::MAX as u64;
         let mut words = [[0u64; LANES]; 4];
@@ -194,6 +195,7 @@ impl Key {
 
     /// Fills `out` with `of` the four words of each block from `first` on.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "lanes run side by side")]
     fn fill(self, first: u64, out: &mut [f32], of: impl Fn([u32; 4]) -> [f32; 4]) {
         for (chunk, out) in out.chunks_mut(4 * LANES).enumerate() {
             let words = self.blocks(first + (chunk * LANES) as u64);
