@@ -11,6 +11,9 @@ pub trait Pixel: WithDType {
     /// The number of bits.
     const BITS: u32;
 
+    /// A number and where it stands, in one integer: the number's ordered bits above the 32 of the place.
+    type Placed: Copy + Default + Ord;
+
     /// The nearest number of this kind.
     fn narrow(value: f64) -> Self;
 
@@ -25,6 +28,12 @@ pub trait Pixel: WithDType {
 
     /// Bits that order as the numbers do (and put -0 below 0).
     fn ordered(self) -> u64;
+
+    /// The number at a place.
+    fn place(self, place: u32) -> Self::Placed;
+
+    /// The number, its place, and its ordered bits from `shift` on.
+    fn placed(placed: Self::Placed, shift: u32) -> (Self, u32, u64);
 
     /// The nearest number in `[0, 1]`.
     #[inline(always)]
@@ -41,9 +50,10 @@ pub trait Pixel: WithDType {
 }
 
 macro_rules! pixel {
-    ($kind:ident, $bits:ident) => {
+    ($kind:ident, $bits:ident, $wide:ident) => {
         impl Pixel for $kind {
             const BITS: u32 = $bits::BITS;
+            type Placed = $wide;
 
             #[inline(always)]
             fn narrow(value: f64) -> Self {
@@ -71,12 +81,25 @@ macro_rules! pixel {
                 let bits = self.to_bits();
                 (if bits & SIGN == 0 { bits | SIGN } else { !bits }).into()
             }
+
+            #[inline(always)]
+            fn place(self, place: u32) -> $wide {
+                $wide::from(self.ordered()) << 32 | $wide::from(place)
+            }
+
+            #[inline(always)]
+            fn placed(placed: $wide, shift: u32) -> (Self, u32, u64) {
+                const SIGN: $bits = 1 << ($bits::BITS - 1);
+                let ordered = (placed >> 32) as $bits;
+                let value = Self::from_bits(if ordered & SIGN == 0 { !ordered } else { ordered ^ SIGN });
+                (value, placed as u32, u64::from(ordered) >> shift)
+            }
         }
     };
 }
 
-pixel!(f32, u32);
-pixel!(f64, u64);
+pixel!(f32, u32, u64);
+pixel!(f64, u64, u128);
 
 /// How many draws of a key are made and used at a time: few enough to stay in the first cache.
 const CHUNK: usize = 2048;

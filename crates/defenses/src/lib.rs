@@ -3,18 +3,31 @@
 //! To add one: write its file (parameters, arithmetic, reference, unit test) and name it in the `catalogue!` below. The
 //! parameter files, listings and contract tests take it from there.
 
+mod fft;
+mod fourier;
+mod gaussian_blur;
 mod gaussian_noise;
+#[cfg(test)]
+mod golden;
 mod identity;
 mod kernel;
+mod median_blur;
 mod noise_injection;
+mod quantisation;
 mod rotation;
 mod stack;
+mod swirl;
 
+pub use fft::{Band, Fft};
+pub use gaussian_blur::GaussianBlur;
 pub use gaussian_noise::GaussianNoise;
 pub use identity::Identity;
+pub use median_blur::MedianBlur;
 pub use noise_injection::{Noise, NoiseInjection, PoissonScale};
+pub use quantisation::Quantisation;
 pub use rotation::Rotation;
 pub use stack::{Order, Stack};
+pub use swirl::Swirl;
 
 use game::Defense;
 
@@ -25,6 +38,11 @@ game::catalogue! {
         "gaussian-noise" => GaussianNoise,
         "rotation" => Rotation,
         "noise-injection" => NoiseInjection,
+        "gaussian-blur" => GaussianBlur,
+        "median-blur" => MedianBlur,
+        "swirl" => Swirl,
+        "quantisation" => Quantisation,
+        "fft" => Fft,
         "stack" => Stack,
     }
 }

@@ -1,0 +1,89 @@
+//! Milliseconds per image of every defense on one thread, beside those of the authors' code.
+//!
+//! `cargo bench -p defenses [-- NAME...]`: the least of many batches, since a shared machine only ever adds time. Draws
+//! differ between the images of a batch, so a batch has small and large kernels, every type of noise, and so on. The
+//! authors' figures (their released code on one thread, kornia, scikit-image and scipy) were measured once, on another
+//! machine: read the ratio as an order of magnitude.
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use defenses::{GaussianNoise, Spec};
+use game::Key;
+
+/// Name, milliseconds of the authors' code at 32 and at 224 pixels.
+const AUTHORS: [(&str, f64, f64); 9] = [
+    ("noise-injection", 0.13, 9.9),
+    ("gaussian-blur", 1.33, 3.4),
+    ("median-blur", 5.54, 362.0),
+    ("swirl", 0.39, 11.2),
+    ("quantisation", 0.03, 0.17),
+    ("fft", 0.20, 3.3),
+    ("gaussian-noise", 0.02, 0.66),
+    ("jpeg", 0.31, 1.4),
+    ("block-dct", 0.19, 2.2),
+];
+
+/// Images `(n, 3, size, size)` with more distinct values than bytes have, as attacked ones do.
+fn images(n: usize, size: usize) -> Tensor {
+    let mut pixels = vec![0.0; n * 3 * size * size];
+    Key::root(1).fill_uniform(&mut pixels);
+    // Smooth across, noisy up and down by an eighth: neither flat nor white.
+    for (i, pixel) in pixels.iter_mut().enumerate() {
+        *pixel = 0.125 * *pixel + 0.8 * ((i % size) as f32 / size as f32);
+    }
+    Tensor::from_vec(pixels, (n, 3, size, size), &Device::Cpu).expect("a shape that fits")
+}
+
+/// The least milliseconds per image of batches of `n`.
+fn milliseconds(spec: &Spec, size: usize, n: usize) -> f64 {
+    let x = images(n, size);
+    let mut least = f64::MAX;
+    let (start, mut batches) = (Instant::now(), 0);
+    while batches < 5 || start.elapsed().as_secs_f64() < 0.4 && batches < 200 {
+        // The same draws in every batch: all do the same work.
+        let keys: Vec<Key> = (0..n as u64).map(|image| Key::root(7).at(image)).collect();
+        let batch = Instant::now();
+        let out = spec.build().apply(&x, &keys).expect("an image that fits");
+        least = least.min(batch.elapsed().as_secs_f64());
+        std::hint::black_box(out);
+        batches += 1;
+    }
+    1e3 * least / n as f64
+}
+
+/// Every defense as the authors set it; what depends on the image's size is scaled with it.
+fn specs(size: usize) -> Vec<Spec> {
+    let _ = size;
+    Spec::NAMES
+        .iter()
+        .map(|&name| serde_json::from_value(serde_json::json!({ "name": name })).expect("defaults"))
+        .map(|spec: Spec| match spec {
+            Spec::GaussianNoise(noise) => GaussianNoise { clip: true, ..noise }.into(),
+            other => other,
+        })
+        .collect()
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the result")]
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
+    println!("| defense | ms at 32 | authors | ratio | ms at 224 | authors | ratio |\n|---|---|---|---|---|---|---|");
+    for (small, large) in specs(32).into_iter().zip(specs(224)) {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == small.name()) {
+            continue;
+        }
+        let authors = AUTHORS.iter().find(|(name, ..)| *name == small.name());
+        let cells = [(&small, 32, 256, authors.map(|row| row.1)), (&large, 224, 24, authors.map(|row| row.2))].map(
+            |(spec, size, n, authors)| {
+                let ours = pool.install(|| milliseconds(spec, size, n));
+                match authors {
+                    Some(authors) => format!("{ours:.4} | {authors} | {:.1}", authors / ours),
+                    None => format!("{ours:.4} | | "),
+                }
+            },
+        );
+        println!("| {} | {} | {} |", small.name(), cells[0], cells[1]);
+    }
+}
