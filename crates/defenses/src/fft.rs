@@ -99,16 +99,19 @@ struct Filter<F> {
 }
 
 impl<F: Pixel> Filter<F> {
-    /// `factor(k, l)` is that of row frequency `k` and column frequency `l`.
-    fn new(height: usize, width: usize, factor: impl Fn(usize, usize) -> F) -> Self {
+    /// The factor of row frequency `k` and column frequency `l` is `field[l * height + k]`.
+    fn new(height: usize, width: usize, field: &[F]) -> Self {
         let zeros = |n: usize| vec![[F::zero(); LANES]; n];
-        let groups = (height / 2 + 1).div_ceil(LANES);
+        let (groups, half) = ((height / 2 + 1).div_ceil(LANES), height / 2);
         let (mut factors, mut opposites) = (zeros(groups * width), zeros(groups * width));
         for l in 0..width {
-            for k in 0..=height / 2 {
-                let at = l * groups + k / LANES;
-                factors[at][k % LANES] = factor(k, l);
-                opposites[at][k % LANES] = factor((height - k) % height, (width - l) % width);
+            let range = l * groups..(l + 1) * groups;
+            let (here, there) = (&field[l * height..][..height], &field[(width - l) % width * height..][..height]);
+            factors[range.clone()].as_flattened_mut()[..=half].copy_from_slice(&here[..=half]);
+            let opposites = opposites[range].as_flattened_mut();
+            opposites[0] = there[0];
+            for (opposite, &factor) in opposites[1..=half].iter_mut().zip(there[1..].iter().rev()) {
+                *opposite = factor;
             }
         }
         Self {
@@ -130,9 +133,6 @@ impl<F: Pixel> Filter<F> {
 
     /// Filters a plane, keeping the frequencies marked 1.
     fn apply(&mut self, x: &[F], rows: &[F], columns: &[F], out: &mut [F]) {
-        if x.is_empty() {
-            return;
-        }
         // Two real columns make one complex one.
         let pairs = self.width.div_ceil(2);
         for start in (0..pairs).step_by(LANES) {
@@ -190,8 +190,12 @@ fn load<F: Pixel>(x: &[F], width: usize, start: usize, pairs: usize, columns: &m
             (part * pairs + start, (part * pairs + start + LANES).min(if part == 0 { pairs } else { width }));
         for (x, column) in x.chunks_exact(width).zip(columns) {
             let values = &x[from.min(to)..to];
-            column[..values.len()].copy_from_slice(values);
-            column[values.len()..].fill(F::zero());
+            if let Ok(values) = values.try_into() {
+                *column = values;
+            } else {
+                column[..values.len()].copy_from_slice(values);
+                column[values.len()..].fill(F::zero());
+            }
         }
     }
 }
@@ -203,7 +207,11 @@ fn store<F: Pixel>(columns: &[Vec<Lanes<F>>; 2], width: usize, start: usize, pai
             (part * pairs + start, (part * pairs + start + LANES).min(if part == 0 { pairs } else { width }));
         for (out, column) in out.chunks_exact_mut(width).zip(columns) {
             let out = &mut out[from.min(to)..to];
-            out.copy_from_slice(&column[..out.len()]);
+            if let Ok(out) = <&mut Lanes<F>>::try_from(&mut *out) {
+                *out = *column;
+            } else {
+                out.copy_from_slice(&column[..out.len()]);
+            }
         }
     }
 }
@@ -280,10 +288,14 @@ impl Fft {
     /// Filters every channel as drawn by `key`.
     fn filter<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
         let Shape { height, width, .. } = shape;
+        if shape.area() == 0 {
+            return;
+        }
         let mut field = vec![0.0; shape.area()];
         key.at(0).fill_uniform(&mut field);
         let (low, range) = (F::narrow(1.0 - self.spread), F::narrow(2.0 * self.spread));
-        let mut filter = Filter::new(height, width, |k, l| low + range * F::drawn(field[l * height + k]));
+        let field: Vec<F> = field.into_iter().map(|u| low + range * F::drawn(u)).collect();
+        let mut filter = Filter::new(height, width, &field);
         for (c, (x, out)) in x.chunks_exact(shape.area()).zip(out.chunks_exact_mut(shape.area())).enumerate() {
             let fraction = self.fraction(key, c);
             filter.apply(x, &self.band.kept(fraction, height), &self.band.kept(fraction, width), out);
@@ -332,7 +344,9 @@ mod tests {
     fn values_are_numpys() {
         for case in golden::cases("fft") {
             let Shape { channels, height, width } = case.shape();
-            let mut filter = Filter::new(height, width, |k, l| case.params["field"][k * width + l]);
+            let field = &case.params["field"];
+            let field: Vec<f64> = (0..width).flat_map(|l| (0..height).map(move |k| field[k * width + l])).collect();
+            let mut filter = Filter::new(height, width, &field);
             let mut out = vec![0.0; case.output.len()];
             for c in 0..channels {
                 let (range, fraction) = (c * height * width..(c + 1) * height * width, case.params["fraction"][c]);

@@ -26,6 +26,12 @@ pub trait Pixel: WithDType {
     /// The nearest integer, the even one of two.
     fn round_even(self) -> Self;
 
+    /// `self / divisor` for whole numbers, of which the second is at most 2^16 and has this `reciprocal`.
+    ///
+    /// In single precision a product in double precision gives the same bits sooner: such a quotient is never so near the
+    /// middle of two single numbers that the product's rounding could cross it.
+    fn over(self, divisor: Self, reciprocal: f64) -> Self;
+
     /// Bits that order as the numbers do (and put -0 below 0).
     fn ordered(self) -> u64;
 
@@ -50,7 +56,7 @@ pub trait Pixel: WithDType {
 }
 
 macro_rules! pixel {
-    ($kind:ident, $bits:ident, $wide:ident) => {
+    ($kind:ident, $bits:ident, $wide:ident, $over:expr) => {
         impl Pixel for $kind {
             const BITS: u32 = $bits::BITS;
             type Placed = $wide;
@@ -76,6 +82,11 @@ macro_rules! pixel {
             }
 
             #[inline(always)]
+            fn over(self, divisor: Self, reciprocal: f64) -> Self {
+                $over(self, divisor, reciprocal)
+            }
+
+            #[inline(always)]
             fn ordered(self) -> u64 {
                 const SIGN: $bits = 1 << ($bits::BITS - 1);
                 let bits = self.to_bits();
@@ -98,8 +109,8 @@ macro_rules! pixel {
     };
 }
 
-pixel!(f32, u32, u64);
-pixel!(f64, u64, u128);
+pixel!(f32, u32, u64, |a: f32, _, reciprocal| (f64::from(a) * reciprocal) as f32);
+pixel!(f64, u64, u128, |a: f64, b: f64, _| a / b);
 
 /// How many draws of a key are made and used at a time: few enough to stay in the first cache.
 const CHUNK: usize = 2048;

@@ -157,10 +157,7 @@ vectorised! {
         let half = (down * across / 2) as u16;
         let mut found = [0u16; LANES];
         for bit in (0..bits).rev() {
-            let mut bound = found;
-            for bound in &mut bound {
-                *bound |= 1 << bit;
-            }
+            let bound = found.map(|found| found | 1 << bit);
             let mut below = [0u16; LANES];
             for i in 0..down {
                 let row = &ranks[i * pitch..][..across - 1 + LANES];
@@ -172,7 +169,7 @@ vectorised! {
                 }
             }
             for lane in 0..LANES {
-                found[lane] = if below[lane] <= half { bound[lane] } else { found[lane] };
+                found[lane] |= u16::from(below[lane] <= half) << bit;
             }
         }
         *medians = found;

@@ -45,8 +45,9 @@ impl Quantisation {
 
 vectorised! {
     fn quantise<F: Pixel>(x: &[F], scale: F, out: &mut [F]) {
+        let reciprocal = 1.0 / scale.widen();
         for (out, &x) in out.iter_mut().zip(x) {
-            *out = (x * scale).round_even() / scale;
+            *out = (x * scale).round_even().over(scale, reciprocal);
         }
     }
 }
@@ -94,6 +95,16 @@ mod tests {
         quantise(&[0.05, 0.15, 0.25, 0.35, 0.75], 10.0, &mut out);
         assert_eq!(out[2..], [0.2, 0.4, 0.8]);
         assert_eq!(out[0], 0.0);
+    }
+
+    #[test]
+    fn products_in_double_precision_are_quotients_in_single() {
+        for scale in 1..=400u16 {
+            for count in -300..=1200i16 {
+                let (count, scale) = (f32::from(count), f32::from(scale));
+                assert_eq!(count.over(scale, 1.0 / f64::from(scale)), count / scale);
+            }
+        }
     }
 
     #[test]

@@ -164,7 +164,7 @@ vectorised! {
             let (top, left) = (y.floor(), x.floor());
             let top = if top < last_row { top } else { last_row };
             let left = if left < last_column { left } else { last_column };
-            *first = (top as i32 * width as i32 + left as i32) as u32;
+            *first = (top * width as f64 + left + ROUND).to_bits() as u32;
             *down = F::narrow(y - top);
             *across = F::narrow(x - left);
         }
