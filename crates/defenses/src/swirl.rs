@@ -98,8 +98,8 @@ fn exp_minus(t: f64) -> f64 {
     let halvings = rounded - ROUND;
     let r = halvings * std::f64::consts::LN_2 - t;
     let mut sum = 1.0;
-    for k in (1..=13).rev() {
-        sum = 1.0 + sum * r * (1.0 / k as f64);
+    for k in [13.0, 12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0] {
+        sum = 1.0 + sum * r * (1.0 / k);
     }
     sum * f64::from_bits((1023u64.wrapping_sub(rounded.to_bits() & 0x7FF)) << 52)
 }
@@ -113,9 +113,9 @@ fn sin_cos(angle: f64) -> (f64, f64) {
     let r = angle - quarters * 1.570_796_326_734_125_6 - quarters * 6.077_100_506_506_192e-11;
     let z = r * r;
     let (mut sin, mut cos) = (1.0, 1.0);
-    for k in (1..=8).rev() {
-        sin = 1.0 - sin * z * (1.0 / (2 * k * (2 * k + 1)) as f64);
-        cos = 1.0 - cos * z * (1.0 / (2 * k * (2 * k - 1)) as f64);
+    for k in [16.0, 14.0, 12.0, 10.0, 8.0, 6.0, 4.0, 2.0] {
+        sin = 1.0 - sin * z * (1.0 / (k * (k + 1.0)));
+        cos = 1.0 - cos * z * (1.0 / (k * (k - 1.0)));
     }
     let sin = sin * r;
     let quarter = rounded.to_bits() & 3;

@@ -6,7 +6,7 @@ use game::{Defense, Gradient, Key, pullback};
 use serde_json::{Value, json};
 
 /// Defenses without chance.
-const CERTAIN: [&str; 1] = ["none"];
+const CERTAIN: [&str; 2] = ["none", "block-dct"];
 
 /// Images `(n, 2, 6, 5)` of pixels in `[0, 1]`.
 fn images(n: usize, dtype: DType) -> Tensor {
@@ -51,7 +51,8 @@ fn is_exact(spec: &Spec) -> bool {
 #[test]
 fn the_catalogue_is_whole_and_its_examples_make_sense() {
     let bart = ["noise-injection", "gaussian-blur", "median-blur", "swirl", "quantisation", "fft"];
-    assert_eq!(Spec::NAMES, [&["none", "gaussian-noise", "rotation"], &bart[..], &["stack"]].concat());
+    let others = ["crop", "crop-resize", "resize-pad", "jpeg", "block-dct"];
+    assert_eq!(Spec::NAMES, [&["none", "gaussian-noise", "rotation"], &bart[..], &others[..], &["stack"]].concat());
     for name in Spec::NAMES {
         assert!(Spec::examples().iter().any(|spec| spec.name() == *name), "{name} has no example");
     }

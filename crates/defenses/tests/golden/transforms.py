@@ -94,12 +94,63 @@ def fft():
         record("fft", {"fraction": fraction, "field": field}, x, planes)
 
 
+def crop_resize():
+    for seed, (shape, size, start) in enumerate([((2, 12, 15), 4, (0.5, 0.1)), ((1, 9, 9), 9, (0.0, 0.0)), ((1, 20, 7), 6, (0.65, 0.05))]):
+        _, h, w = shape
+        # TensorFlow's crop_and_resize reads at start * (side - 1) + i * share * (side - 1) / (size - 1).
+        rows, columns = [s + np.arange(size) * size / side / (size - 1) for s, side in zip(start, (h, w))]
+        grid = torch.tensor(np.stack(np.meshgrid(columns, rows), -1) * 2 - 1)[None]
+        crop = lambda x: torch.nn.functional.grid_sample(x, grid, align_corners=True, padding_mode="border")
+        differentiate("crop-resize", {"size": size, "start": start}, image(seed, *shape), crop)
+
+
+def resize_pad():
+    for seed, (shape, side, padded, corner, fill, corners) in enumerate(
+        [((2, 7, 7), 9, 12, (1, 2), 0.5, 0), ((1, 6, 8), 10, 10, (0, 0), 0.0, 0), ((1, 8, 8), 5, 9, (3, 0), 0.25, 1)]
+    ):
+
+        def function(x):
+            x = torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=bool(corners))
+            top, left = corner
+            return torch.nn.functional.pad(x, (left, padded - side - left, top, padded - side - top), value=fill)
+
+        params = {"side": side, "padded": padded, "corner": corner, "fill": fill, "corners": corners}
+        differentiate("resize-pad", params, image(seed, *shape), function)
+
+
+def jpeg():
+    for seed, (shape, quality) in enumerate([((3, 32, 32), 55), ((3, 24, 40), 74), ((3, 19, 21), 60), ((1, 16, 16), 65)]):
+        # Smooth with some noise, as photographs are; bytes exactly.
+        _, h, w = shape
+        waves = np.sin(np.arange(h)[:, None] / 5 + np.arange(shape[0])[:, None, None]) * np.cos(np.arange(w) / 7) / 3 + 0.5
+        x = np.round(255 * np.clip(waves + 0.1 * (image(seed, *shape) - 0.5), 0, 1)).astype(np.uint8)
+        pixels, buffer = x.transpose(1, 2, 0), io.BytesIO()
+        Image.fromarray(pixels if shape[0] == 3 else pixels[..., 0]).save(buffer, "JPEG", quality=quality)
+        out = np.asarray(Image.open(buffer)).reshape(pixels.shape).transpose(2, 0, 1)
+        record("jpeg", {"quality": quality}, x / 255, out / 255)
+
+
+def block_dct():
+    x, table = image(5, 2, 16, 24), np.full((8, 8), 30.0)
+    table[:4, :4] = 25
+    out = np.zeros_like(x)
+    for c, i, j in np.ndindex(2, 2, 3):
+        block = (c, slice(8 * i, 8 * i + 8), slice(8 * j, 8 * j + 8))
+        spectrum = np.round(scipy.fft.dctn(255 * x[block], norm="ortho") / table) * table
+        out[block] = np.clip(scipy.fft.idctn(spectrum, norm="ortho") / 255, 0, 1)
+    record("block-dct", {}, x, out)
+
+
 def main():
     gaussian_blur()
     median_blur()
     swirl()
     quantisation()
     fft()
+    crop_resize()
+    resize_pad()
+    jpeg()
+    block_dct()
     lines = ",\n".join(json.dumps(case) for case in CASES)
     Path(__file__).with_name("transforms.json").write_text(f"[\n{lines}\n]\n")
 
