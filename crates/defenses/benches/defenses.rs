@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use defenses::{GaussianNoise, Spec};
+use defenses::{Crop, CropResize, GaussianNoise, ResizePad, Spec};
 use game::Key;
 
 /// Name, milliseconds of the authors' code at 32 and at 224 pixels.
@@ -52,17 +52,20 @@ fn milliseconds(spec: &Spec, size: usize, n: usize) -> f64 {
     1e3 * least / n as f64
 }
 
-/// Every defense as the authors set it; what depends on the image's size is scaled with it.
+/// Every defense as the authors set it; what is in pixels of a 224-pixel image is scaled with the image.
 fn specs(size: usize) -> Vec<Spec> {
-    let _ = size;
-    Spec::NAMES
-        .iter()
-        .map(|&name| serde_json::from_value(serde_json::json!({ "name": name })).expect("defaults"))
-        .map(|spec: Spec| match spec {
-            Spec::GaussianNoise(noise) => GaussianNoise { clip: true, ..noise }.into(),
-            other => other,
-        })
-        .collect()
+    let scaled = |pixels: usize| (pixels * size / 224) as u64;
+    let spec = |&name: &&str| serde_json::from_value(serde_json::json!({ "name": name })).expect("defaults");
+    let adapt = |spec: Spec| match spec {
+        Spec::GaussianNoise(noise) => GaussianNoise { clip: true, ..noise }.into(),
+        Spec::Crop(_) => Crop { size: scaled(128) }.into(),
+        Spec::CropResize(_) => CropResize { size: scaled(68), ..CropResize::default() }.into(),
+        Spec::ResizePad(pad) => {
+            ResizePad { smallest: scaled(224), largest: scaled(255), padded: scaled(256), ..pad }.into()
+        }
+        other => other,
+    };
+    Spec::NAMES.iter().map(spec).map(adapt).collect()
 }
 
 #[expect(clippy::print_stdout, reason = "the table is the result")]

@@ -42,8 +42,8 @@ impl Entry for BlockDct {
 
 /// Loads the block at rows `8 * i..`, columns `8 * j..`, repeating the plane's last row and column.
 #[inline(always)]
-pub fn load<F: Pixel>(x: &[F], height: usize, width: usize, i: usize, j: usize) -> Block<F> {
-    let mut block = [[F::zero(); 8]; 8];
+pub fn load<T: Copy + Default>(x: &[T], height: usize, width: usize, i: usize, j: usize) -> Block<T> {
+    let mut block = [[T::default(); 8]; 8];
     for (k, row) in block.iter_mut().enumerate() {
         let line = &x[(8 * i + k).min(height - 1) * width..][..width];
         if let Some(values) = line.get(8 * j..8 * j + 8) {
@@ -59,10 +59,10 @@ pub fn load<F: Pixel>(x: &[F], height: usize, width: usize, i: usize, j: usize) 
 
 /// The inverse of [`load`], without what is outside.
 #[inline(always)]
-pub fn store<F: Pixel>(block: &Block<F>, height: usize, width: usize, i: usize, j: usize, out: &mut [F]) {
+pub fn store<T: Copy>(block: &Block<T>, height: usize, width: usize, i: usize, j: usize, out: &mut [T]) {
     let columns = 8.min(width - 8 * j);
     for (row, line) in block.iter().zip(out[8 * i * width..height * width].chunks_exact_mut(width)) {
-        if let Some(Ok(line)) = line.get_mut(8 * j..8 * j + 8).map(<&mut [F; 8]>::try_from) {
+        if let Some(Ok(line)) = line.get_mut(8 * j..8 * j + 8).map(<&mut [T; 8]>::try_from) {
             *line = *row;
         } else {
             line[8 * j..8 * j + columns].copy_from_slice(&row[..columns]);

@@ -1,7 +1,7 @@
 //! Random crops: of whole pixels, and between pixels.
 
-use candle_core::{Result, bail};
-use game::{Entry, Gradient, Key};
+use candle_core::{Result, Tensor, bail};
+use game::{Defense, Entry, Gradient, Key};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{self, Kernel, Pixel, Shape};
@@ -9,20 +9,18 @@ use crate::resample::{self, Axis, Corner};
 
 /// Cuts a square of whole pixels from a place drawn uniformly.
 ///
-/// The crop of the code released with Gao et al. 2022: 128 of 224 pixels. The derivative is exact by default: zero
-/// outside the square.
+/// The crop of the code released with Gao et al. 2022: 128 of 224 pixels. The derivative is exact, zero outside the
+/// square.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Crop {
     /// The side of the square, in pixels; at least 1 and at most the image's sides.
     pub size: u64,
-    /// How an attack differentiates it; the identity fits only a crop that keeps the whole image.
-    pub gradient: Gradient,
 }
 
 impl Default for Crop {
     fn default() -> Self {
-        Self { size: 128, gradient: Gradient::Exact }
+        Self { size: 128 }
     }
 }
 
@@ -34,7 +32,7 @@ impl Entry for Crop {
     }
 
     fn examples() -> Vec<Self> {
-        vec![Self { size: 2, ..Self::default() }, Self { size: 4, ..Self::default() }]
+        vec![Self { size: 2 }, Self { size: 4 }]
     }
 }
 
@@ -46,7 +44,7 @@ pub fn positive(name: &str, size: u64) -> std::result::Result<(), String> {
 /// The side of a square, if the image holds it.
 fn side(size: u64, input: Shape) -> Result<usize> {
     let side = usize::try_from(size).unwrap_or(usize::MAX);
-    if side > input.height.min(input.width) {
+    if side == 0 || side > input.height.min(input.width) {
         bail!("an image of {} x {} pixels has no crop of size = {size}", input.height, input.width)
     }
     Ok(side)
@@ -81,7 +79,19 @@ impl Kernel for Crop {
     }
 }
 
-kernel::defense!(Crop);
+impl Defense for Crop {
+    fn apply(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
+        kernel::forward(self, x, keys)
+    }
+
+    fn gradient(&self) -> Gradient {
+        Gradient::Exact
+    }
+
+    fn exact_pullback(&self, x: &Tensor, keys: &[Key], upstream: &Tensor) -> Result<Tensor> {
+        kernel::backward(self, x, keys, upstream)
+    }
+}
 
 /// Cuts a square from between the pixels, by bilinear interpolation.
 ///
@@ -213,7 +223,7 @@ mod tests {
         for draw in 0..11_000 {
             let key = Key::root(1).at(draw);
             let mut out = vec![0.0; 400];
-            Crop { size: 20, ..Crop::default() }.forward(&x, shape, key, &mut out);
+            Crop { size: 20 }.forward(&x, shape, key, &mut out);
             counts[out[0] as usize] += 1;
             CropResize { size: 20, ..CropResize::default() }.forward(&x, shape, key, &mut out);
             (low, high) = (low.min(out[0]), high.max(out[19]));

@@ -62,9 +62,10 @@ fn columns_back<F: Pixel>(x: &Block<F>) -> Block<F> {
     out
 }
 
+/// Rows for columns.
 #[inline(always)]
-fn transposed<F: Pixel>(x: &Block<F>) -> Block<F> {
-    let mut out = [[F::zero(); 8]; 8];
+pub fn transposed<T: Copy>(x: &Block<T>) -> Block<T> {
+    let mut out = *x;
     for i in 0..8 {
         for j in 0..8 {
             out[j][i] = x[i][j];

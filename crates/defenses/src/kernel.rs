@@ -7,7 +7,7 @@ use rayon::prelude::*;
 /// The numbers a kernel computes with: `f32` in runs, `f64` where tests differentiate by finite differences.
 ///
 /// The conversions are candle's, made to inline into code that is compiled for several instruction sets.
-pub trait Pixel: WithDType {
+pub trait Pixel: WithDType + Default {
     /// The number of bits.
     const BITS: u32;
 
