@@ -135,6 +135,8 @@ fn mirrored(at: f64, last: f64) -> f64 {
 
 /// Where the pixels of one row are read: the first of four neighbours, and how far beyond it, down and across.
 struct Places<F> {
+    /// The columns themselves.
+    column: Vec<f64>,
     first: Vec<u32>,
     down: Vec<F>,
     across: Vec<F>,
@@ -142,7 +144,12 @@ struct Places<F> {
 
 impl<F: Pixel> Places<F> {
     fn new(n: usize) -> Self {
-        Self { first: vec![0; n], down: vec![F::zero(); n], across: vec![F::zero(); n] }
+        Self {
+            column: (0..n).map(|j| j as f64).collect(),
+            first: vec![0; n],
+            down: vec![F::zero(); n],
+            across: vec![F::zero(); n],
+        }
     }
 }
 
@@ -156,8 +163,8 @@ vectorised! {
         let rate = 5.0 / (radius * std::f64::consts::LN_2);
         let dy = row - cy;
         let outputs = places.first.iter_mut().zip(&mut places.down).zip(&mut places.across);
-        for (j, ((first, down), across)) in outputs.enumerate() {
-            let dx = j as f64 - cx;
+        for (((first, down), across), &column) in outputs.zip(&places.column) {
+            let dx = column - cx;
             let (sin, cos) = sin_cos(strength * exp_minus(rate * (dx * dx + dy * dy).sqrt()));
             let y = mirrored(cy + dx * sin + dy * cos, bottom);
             let x = mirrored(cx + dx * cos - dy * sin, right);
