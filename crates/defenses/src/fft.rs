@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fourier::{self, LANES, Lanes, Plan};
 use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::scratch::Scratch;
 
 /// Which coefficients a fraction `f` removes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,23 +86,23 @@ impl Band {
 }
 
 /// The filter of images of one shape, and its scratch.
-struct Filter<F> {
+struct Filter<F: Pixel> {
     height: usize,
     width: usize,
     down: Plan<F>,
     across: Plan<F>,
     /// Factors of the coefficients, and of their opposites: a row of groups of row frequencies per column frequency.
-    factors: Vec<Lanes<F>>,
-    opposites: Vec<Lanes<F>>,
-    columns: [Vec<Lanes<F>>; 2],
+    factors: Scratch<Lanes<F>>,
+    opposites: Scratch<Lanes<F>>,
+    columns: [Scratch<Lanes<F>>; 2],
     /// The spectrum of the columns: for each group of row frequencies, all columns.
-    spectrum: [Vec<Lanes<F>>; 2],
+    spectrum: [Scratch<Lanes<F>>; 2],
 }
 
 impl<F: Pixel> Filter<F> {
     /// The factor of row frequency `k` and column frequency `l` is `field[l * height + k]`.
     fn new(height: usize, width: usize, field: &[F]) -> Self {
-        let zeros = |n: usize| vec![[F::zero(); LANES]; n];
+        let zeros = |n: usize| Scratch::of([F::zero(); LANES], n);
         let (groups, half) = ((height / 2 + 1).div_ceil(LANES), height / 2);
         let (mut factors, mut opposites) = (zeros(groups * width), zeros(groups * width));
         for l in 0..width {
@@ -184,11 +185,11 @@ impl<F: Pixel> Filter<F> {
 }
 
 /// Loads the columns `start..start + LANES` as real parts, and those `pairs` later as imaginary ones.
-fn load<F: Pixel>(x: &[F], width: usize, start: usize, pairs: usize, columns: &mut [Vec<Lanes<F>>; 2]) {
+fn load<F: Pixel>(x: &[F], width: usize, start: usize, pairs: usize, columns: &mut [Scratch<Lanes<F>>; 2]) {
     for (part, columns) in columns.iter_mut().enumerate() {
         let (from, to) =
             (part * pairs + start, (part * pairs + start + LANES).min(if part == 0 { pairs } else { width }));
-        for (x, column) in x.chunks_exact(width).zip(columns) {
+        for (x, column) in x.chunks_exact(width).zip(columns.iter_mut()) {
             let values = &x[from.min(to)..to];
             if let Ok(values) = values.try_into() {
                 *column = values;
@@ -201,11 +202,11 @@ fn load<F: Pixel>(x: &[F], width: usize, start: usize, pairs: usize, columns: &m
 }
 
 /// The inverse of [`load`].
-fn store<F: Pixel>(columns: &[Vec<Lanes<F>>; 2], width: usize, start: usize, pairs: usize, out: &mut [F]) {
+fn store<F: Pixel>(columns: &[Scratch<Lanes<F>>; 2], width: usize, start: usize, pairs: usize, out: &mut [F]) {
     for (part, columns) in columns.iter().enumerate() {
         let (from, to) =
             (part * pairs + start, (part * pairs + start + LANES).min(if part == 0 { pairs } else { width }));
-        for (out, column) in out.chunks_exact_mut(width).zip(columns) {
+        for (out, column) in out.chunks_exact_mut(width).zip(columns.iter()) {
             let out = &mut out[from.min(to)..to];
             if let Ok(out) = <&mut Lanes<F>>::try_from(&mut *out) {
                 *out = *column;
@@ -291,10 +292,11 @@ impl Fft {
         if shape.area() == 0 {
             return;
         }
-        let mut field = vec![0.0; shape.area()];
-        key.at(0).fill_uniform(&mut field);
+        let mut uniform = Scratch::of(0.0, shape.area());
+        key.at(0).fill_uniform(&mut uniform);
         let (low, range) = (F::narrow(1.0 - self.spread), F::narrow(2.0 * self.spread));
-        let field: Vec<F> = field.into_iter().map(|u| low + range * F::drawn(u)).collect();
+        let mut field = Scratch::empty();
+        field.extend(uniform.iter().map(|&u| low + range * F::drawn(u)));
         let mut filter = Filter::new(height, width, &field);
         for (c, (x, out)) in x.chunks_exact(shape.area()).zip(out.chunks_exact_mut(shape.area())).enumerate() {
             let fraction = self.fraction(key, c);

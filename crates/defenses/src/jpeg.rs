@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::block_dct::{load, store};
 use crate::dct::{self, Block};
 use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::scratch::Scratch;
 
 /// Compresses as a JPEG file of random quality, and decompresses.
 ///
@@ -239,8 +240,8 @@ const fn halved(width: usize) -> usize {
 /// Halves a plane along both axes: means of four, halves rounded down and up in turns.
 ///
 /// Columns are filled up as libjpeg does, with means of the last pixels and not with the last mean.
-fn halve(x: &[Int], height: usize, width: usize) -> Vec<Int> {
-    let mut out = Vec::with_capacity(height.div_ceil(2) * halved(width));
+fn halve(x: &[Int], height: usize, width: usize) -> Scratch<Int> {
+    let mut out = Scratch::empty();
     for i in 0..height.div_ceil(2) {
         let row = |k: usize| &x[(2 * i + k).min(height - 1) * width..][..width];
         let (above, below) = (row(0), row(1));
@@ -253,11 +254,12 @@ fn halve(x: &[Int], height: usize, width: usize) -> Vec<Int> {
     out
 }
 
+vectorised! {
 /// Doubles a plane along both axes: three quarters of the nearest pixel, one of the next, along either.
 fn double(x: &[Int], height: usize, width: usize, out: &mut [Int]) {
     let (rows, columns) = (height.div_ceil(2), width.div_ceil(2));
     // The first and last column are their own neighbours.
-    let mut sums = vec![int(0); columns + 2];
+    let mut sums = Scratch::of(int(0), columns + 2);
     for (i, out) in out.chunks_exact_mut(width).enumerate() {
         let near = i / 2;
         let next = if i % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(rows - 1) };
@@ -274,11 +276,12 @@ fn double(x: &[Int], height: usize, width: usize, out: &mut [Int]) {
         }
     }
 }
+}
 
 /// Compresses and decompresses.
 fn compress<F: Pixel>(quality: usize, x: &[F], shape: Shape, out: &mut [F]) {
     let Shape { channels, height, width } = shape;
-    let mut bytes = vec![int(0); x.len()];
+    let mut bytes = Scratch::of(int(0), x.len());
     to_bytes(x, &mut bytes);
     let luma = steps(&LUMA, quality);
     if channels == 3 {

@@ -12,7 +12,7 @@ pub trait Pixel: WithDType + Default {
     const BITS: u32;
 
     /// A number and where it stands, in one integer: the number's ordered bits above the 32 of the place.
-    type Placed: Copy + Default + Ord;
+    type Placed: Copy + Default + Ord + 'static;
 
     /// The nearest number of this kind.
     fn narrow(value: f64) -> Self;

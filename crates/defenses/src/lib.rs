@@ -21,6 +21,7 @@ mod quantisation;
 mod resample;
 mod resize_pad;
 mod rotation;
+mod scratch;
 mod stack;
 mod swirl;
 

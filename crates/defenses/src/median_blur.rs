@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gaussian_blur::{check_sizes, odd};
 use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::scratch::Scratch;
 
 /// Replaces every pixel by the median of a rectangle whose height and width are drawn per image.
 ///
@@ -105,7 +106,8 @@ fn sort<F: Pixel>(items: &mut Vec<F::Placed>, other: &mut Vec<F::Placed>) {
 
 /// Calls `each` with every tile of a plane.
 fn tiles<F: Pixel>(x: &[F], shape: Shape, [down, across]: [usize; 2], mut each: impl FnMut(&Tile<F>)) {
-    let (mut items, mut other, mut ranks, mut values) = (vec![], vec![], vec![], vec![]);
+    let (mut items, mut other) = (Scratch::empty(), Scratch::empty());
+    let (mut ranks, mut values) = (Scratch::empty(), Scratch::empty());
     for top in (0..shape.height).step_by(side(down)) {
         for left in (0..shape.width).step_by(side(across)) {
             let (height, width) = (side(down).min(shape.height - top), side(across).min(shape.width - left));
@@ -125,7 +127,7 @@ fn tiles<F: Pixel>(x: &[F], shape: Shape, [down, across]: [usize; 2], mut each: 
             sort::<F>(&mut items, &mut other);
             values.clear();
             let mut zero = 0;
-            for &item in &items {
+            for &item in items.iter() {
                 let (value, place, _) = F::placed(item, 0);
                 if values.last() != Some(&value) {
                     values.push(value);
@@ -137,7 +139,7 @@ fn tiles<F: Pixel>(x: &[F], shape: Shape, [down, across]: [usize; 2], mut each: 
             ranks.clear();
             ranks.resize((height + down - 1) * pitch, zero as u16);
             let mut rank = 0;
-            for &item in &items {
+            for &item in items.iter() {
                 let (value, place, _) = F::placed(item, 0);
                 rank += usize::from(value != values[rank]);
                 if place != u32::MAX {

@@ -4,6 +4,7 @@ use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::scratch::Scratch;
 
 /// A type of noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +173,7 @@ vectorised! {
 /// The number of distinct values (-0 and 0 are one).
 fn distinct<F: Pixel>(x: &[F]) -> usize {
     // Open addressing over ordered bits; no finite number has the bits 0.
-    let mut table = vec![0u64; 1024];
+    let mut table = Scratch::of(0u64, 1024);
     let mut count = 0;
     let place = |table: &[u64], bits: u64| {
         let shift = 64 - table.len().trailing_zeros();
@@ -189,8 +190,8 @@ fn distinct<F: Pixel>(x: &[F]) -> usize {
             table[slot] = bits;
             count += 1;
             if 2 * count > table.len() {
-                let mut larger = vec![0; 4 * table.len()];
-                for bits in table.into_iter().filter(|&bits| bits != 0) {
+                let mut larger = Scratch::of(0, 4 * table.len());
+                for &bits in table.iter().filter(|&&bits| bits != 0) {
                     let slot = place(&larger, bits);
                     larger[slot] = bits;
                 }
