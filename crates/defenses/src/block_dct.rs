@@ -43,41 +43,53 @@ impl Entry for BlockDct {
 /// Loads the block at rows `8 * i..`, columns `8 * j..`, repeating the plane's last row and column.
 #[inline(always)]
 pub fn load<T: Copy + Default>(x: &[T], height: usize, width: usize, i: usize, j: usize) -> Block<T> {
+    if 8 * i + 8 > height || 8 * j + 8 > width {
+        return load_edge(x, height, width, i, j);
+    }
     let mut block = [[T::default(); 8]; 8];
+    let x = &x[8 * i * width + 8 * j..][..7 * width + 8];
     for (k, row) in block.iter_mut().enumerate() {
-        let line = &x[(8 * i + k).min(height - 1) * width..][..width];
-        if let Some(values) = line.get(8 * j..8 * j + 8) {
-            row.copy_from_slice(values);
-        } else {
-            for (l, value) in row.iter_mut().enumerate() {
-                *value = line[(8 * j + l).min(width - 1)];
-            }
-        }
+        row.copy_from_slice(&x[k * width..k * width + 8]);
     }
     block
+}
+
+#[cold]
+#[inline(never)]
+fn load_edge<T: Copy>(x: &[T], height: usize, width: usize, i: usize, j: usize) -> Block<T> {
+    let at = |k: usize, l: usize| x[(8 * i + k).min(height - 1) * width + (8 * j + l).min(width - 1)];
+    std::array::from_fn(|k| std::array::from_fn(|l| at(k, l)))
 }
 
 /// The inverse of [`load`], without what is outside.
 #[inline(always)]
 pub fn store<T: Copy>(block: &Block<T>, height: usize, width: usize, i: usize, j: usize, out: &mut [T]) {
+    if 8 * i + 8 > height || 8 * j + 8 > width {
+        return store_edge(block, height, width, i, j, out);
+    }
+    let out = &mut out[8 * i * width + 8 * j..][..7 * width + 8];
+    for (k, row) in block.iter().enumerate() {
+        out[k * width..k * width + 8].copy_from_slice(row);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn store_edge<T: Copy>(block: &Block<T>, height: usize, width: usize, i: usize, j: usize, out: &mut [T]) {
     let columns = 8.min(width - 8 * j);
     for (row, line) in block.iter().zip(out[8 * i * width..height * width].chunks_exact_mut(width)) {
-        if let Some(Ok(line)) = line.get_mut(8 * j..8 * j + 8).map(<&mut [T; 8]>::try_from) {
-            *line = *row;
-        } else {
-            line[8 * j..8 * j + columns].copy_from_slice(&row[..columns]);
-        }
+        line[8 * j..8 * j + columns].copy_from_slice(&row[..columns]);
     }
 }
 
 vectorised! {
     fn quantise<F: Pixel>(x: &[F], height: usize, width: usize, low: F, high: F, out: &mut [F]) {
         let scale = F::narrow(255.0);
-        let step = |k: usize, l: usize| if k < 4 && l < 4 { low } else { high };
-        let mut steps = [[F::zero(); 8]; 8];
-        for (k, row) in steps.iter_mut().enumerate() {
-            for (l, value) in row.iter_mut().enumerate() {
-                *value = step(k, l);
+        let (unit, by_low, by_high) = (F::one() / scale, F::one() / low, F::one() / high);
+        let (mut steps, mut reciprocals) = ([[high; 8]; 8], [[by_high; 8]; 8]);
+        for k in 0..4 {
+            for l in 0..4 {
+                (steps[k][l], reciprocals[k][l]) = (low, by_low);
             }
         }
         for i in 0..height.div_ceil(8) {
@@ -89,15 +101,15 @@ vectorised! {
                     }
                 }
                 let mut spectrum = dct::forward(&block);
-                for (row, steps) in spectrum.iter_mut().zip(&steps) {
-                    for (value, &step) in row.iter_mut().zip(steps) {
-                        *value = (*value / step).round_even() * step;
+                for k in 0..8 {
+                    for l in 0..8 {
+                        spectrum[k][l] = (spectrum[k][l] * reciprocals[k][l]).round_even() * steps[k][l];
                     }
                 }
                 let mut block = dct::backward(&spectrum);
                 for row in &mut block {
                     for value in row {
-                        *value = (*value / scale).clipped();
+                        *value = (*value * unit).clipped();
                     }
                 }
                 store(&block, height, width, i, j, out);
