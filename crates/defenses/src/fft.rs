@@ -1,5 +1,7 @@
 //! Perturbation of the Fourier coefficients.
 
+#![expect(clippy::needless_range_loop, reason = "lanes run side by side")]
+
 use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 

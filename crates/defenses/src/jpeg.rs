@@ -1,5 +1,7 @@
 //! JPEG compression of random quality.
 
+#![expect(clippy::needless_range_loop, reason = "lanes run side by side")]
+
 use std::num::Wrapping;
 
 use game::{Defense, Entry, Gradient, Key, vectorised};

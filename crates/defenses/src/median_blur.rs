@@ -1,5 +1,7 @@
 //! Median filter of random size.
 
+#[cfg(target_arch = "x86_64")]
+use game::InstructionSet;
 use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +61,7 @@ impl MedianBlur {
 }
 
 /// How many medians are found side by side.
-const LANES: usize = 64;
+const LANES: usize = 32;
 
 /// A rectangle of outputs, and the ranks of the pixels they read.
 struct Tile<'a, F> {
@@ -151,11 +153,61 @@ fn tiles<F: Pixel>(x: &[F], shape: Shape, [down, across]: [usize; 2], mut each: 
     }
 }
 
+/// The median ranks of `LANES` rectangles side by side, the first with its corner at `ranks[0]`.
+///
+/// The median is the largest rank with at most half of the rectangle below it.
+fn medians(ranks: &[u16], pitch: usize, size: [usize; 2], bits: u32, medians: &mut [u16; LANES]) {
+    #[cfg(target_arch = "x86_64")]
+    if InstructionSet::detected() == InstructionSet::Avx512 {
+        // SAFETY: the host has these instructions.
+        return unsafe { medians_avx512(ranks, pitch, size, bits, medians) };
+    }
+    medians_plain(ranks, pitch, size, bits, medians);
+}
+
+/// [`medians`], counting under masks: two instructions for 32 ranks, where the compiler's choice for the plain loop is
+/// three.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn medians_avx512(ranks: &[u16], pitch: usize, [down, across]: [usize; 2], bits: u32, medians: &mut [u16; LANES]) {
+    use std::arch::x86_64::{
+        __m512i, _mm512_cmple_epu16_mask, _mm512_cmplt_epu16_mask, _mm512_loadu_epi16, _mm512_mask_add_epi16,
+        _mm512_mask_mov_epi16, _mm512_or_si512, _mm512_set1_epi16, _mm512_setzero_si512, _mm512_storeu_epi16,
+    };
+    const VECTORS: usize = LANES / 32;
+
+    assert!(down > 0 && across > 0 && ranks.len() >= (down - 1) * pitch + across - 1 + LANES);
+    let (one, half) = (_mm512_set1_epi16(1), _mm512_set1_epi16((down * across / 2) as i16));
+    let mut found: [__m512i; VECTORS] = [_mm512_setzero_si512(); VECTORS];
+    for bit in (0..bits).rev() {
+        let bit = _mm512_set1_epi16((1u16 << bit) as i16);
+        let bound = found.map(|found| _mm512_or_si512(found, bit));
+        let mut below = [_mm512_setzero_si512(); VECTORS];
+        for i in 0..down {
+            for j in 0..across {
+                for k in 0..VECTORS {
+                    // SAFETY: `i * pitch + j + LANES` is at most the length asserted.
+                    let values = unsafe { _mm512_loadu_epi16(ranks.as_ptr().add(i * pitch + j + 32 * k).cast()) };
+                    let less = _mm512_cmplt_epu16_mask(values, bound[k]);
+                    below[k] = _mm512_mask_add_epi16(below[k], less, below[k], one);
+                }
+            }
+        }
+        for k in 0..VECTORS {
+            let reached = _mm512_cmple_epu16_mask(below[k], half);
+            found[k] = _mm512_mask_mov_epi16(found[k], reached, bound[k]);
+        }
+    }
+    for (k, found) in found.into_iter().enumerate() {
+        // SAFETY: `LANES` ranks have room for this many vectors.
+        unsafe { _mm512_storeu_epi16(medians.as_mut_ptr().add(32 * k).cast(), found) };
+    }
+}
+
 vectorised! {
-    /// The median ranks of `LANES` rectangles side by side, the first with its corner at `ranks[0]`.
-    ///
-    /// The median is the largest rank with at most half of the rectangle below it.
-    fn medians(ranks: &[u16], pitch: usize, down: usize, across: usize, bits: u32, medians: &mut [u16; LANES]) {
+    /// [`medians`] on any host.
+    fn medians_plain(ranks: &[u16], pitch: usize, size: [usize; 2], bits: u32, medians: &mut [u16; LANES]) {
+        let [down, across] = size;
         let half = (down * across / 2) as u16;
         let mut found = [0u16; LANES];
         for bit in (0..bits).rev() {
@@ -185,7 +237,7 @@ fn filter<F: Pixel>(x: &[F], shape: Shape, size: [usize; 2], mut each: impl FnMu
         let mut found = [0; LANES];
         for i in 0..tile.height {
             for start in (0..tile.width).step_by(LANES) {
-                medians(&tile.ranks[i * tile.pitch + start..], tile.pitch, size[0], size[1], bits, &mut found);
+                medians(&tile.ranks[i * tile.pitch + start..], tile.pitch, size, bits, &mut found);
                 for (j, &rank) in (start..tile.width).zip(&found) {
                     each(tile, i, j, rank);
                 }
@@ -282,6 +334,19 @@ mod tests {
             let mut out = vec![0.0; x.len()];
             blur(size, &x, shape, &mut out);
             assert_eq!(out, plain(size, &x, shape), "{shape:?} {size:?}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_counts_the_same() {
+        let (pitch, mut noise) = (LANES + 12, vec![0.0; 13 * (LANES + 12)]);
+        Key::root(5).fill_uniform(&mut noise);
+        let ranks: Vec<u16> = noise.iter().map(|x| (x * 65_536.0) as u16).collect();
+        for size in [[1, 1], [3, 13], [13, 7]] {
+            let (mut any, mut best) = ([0; LANES], [0; LANES]);
+            medians_plain(&ranks, pitch, size, 16, &mut any);
+            medians(&ranks, pitch, size, 16, &mut best);
+            assert_eq!(any, best);
         }
     }
 

@@ -195,7 +195,6 @@ impl Key {
 
     /// Fills `out` with `of` the four words of each block from `first` on.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "lanes run side by side")]
     fn fill(self, first: u64, out: &mut [f32], of: impl Fn([u32; 4]) -> [f32; 4]) {
         for (chunk, out) in out.chunks_mut(4 * LANES).enumerate() {
             let words = self.blocks(first + (chunk * LANES) as u64);
