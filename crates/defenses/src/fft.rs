@@ -171,17 +171,8 @@ impl<F: Pixel> Filter<F> {
             return;
         }
         fourier::forward(&mut self.across, re, im);
-        let groups = (self.height / 2 + 1).div_ceil(LANES);
-        for (position, &l) in self.across.frequencies.iter().enumerate() {
-            let at = l * groups + group;
-            let (here, there) = (columns[l], columns[(self.width - l) % self.width]);
-            let (factors, opposites) = (&self.factors[at], &self.opposites[at]);
-            for lane in 0..LANES {
-                let gain = here * kept[lane] * factors[lane] + there * opposite[lane] * opposites[lane];
-                re[position][lane] *= gain;
-                im[position][lane] *= gain;
-            }
-        }
+        amplify(self, group, &kept, &opposite, columns);
+        let [re, im] = self.spectrum.each_mut().map(|part| &mut part[range.clone()]);
         fourier::backward(&mut self.across, re, im);
     }
 }
@@ -214,6 +205,30 @@ fn store<F: Pixel>(columns: &[Scratch<Lanes<F>>; 2], width: usize, start: usize,
                 *out = *column;
             } else {
                 out.copy_from_slice(&column[..out.len()]);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Multiplies a group's coefficients by the mean of their factors and their opposites', as far as each is kept.
+    fn amplify<F: Pixel>(
+        filter: &mut Filter<F>,
+        group: usize,
+        kept: &Lanes<F>,
+        opposite: &Lanes<F>,
+        columns: &[F],
+    ) {
+        let (groups, width) = (filter.groups(), filter.width);
+        let [re, im] = filter.spectrum.each_mut().map(|part| &mut part[group * width..(group + 1) * width]);
+        for ((&l, re), im) in filter.across.frequencies.iter().zip(re).zip(im) {
+            let at = l * groups + group;
+            let (here, there) = (columns[l], columns[(width - l) % width]);
+            let (factors, opposites) = (&filter.factors[at], &filter.opposites[at]);
+            for lane in 0..LANES {
+                let gain = here * kept[lane] * factors[lane] + there * opposite[lane] * opposites[lane];
+                re[lane] *= gain;
+                im[lane] *= gain;
             }
         }
     }
