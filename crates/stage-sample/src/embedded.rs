@@ -1,8 +1,8 @@
 //! The embedded set: ten shapes, drawn from a seed.
 //!
 //! A shape stands at a random place, size, turn and colour on a smooth background. Its luma always differs, so that no
-//! image is unreadable; and every image has some grain, without which the first layer never learns to average and a
-//! trained network breaks at the least noise.
+//! image is unreadable; and the images have grain of various strength, so that a network trained on them can bear some
+//! noise.
 //!
 //! How hard the set is, of seed 0: the demo network (cifar-resnet, depth 8, width 16, seed 0), trained by the stage
 //! `finetune` on 3,600 of the 4,000 training images (400 held out to choose the epoch; 12 epochs, batch 64, AdamW, a

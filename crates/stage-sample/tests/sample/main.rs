@@ -1,5 +1,8 @@
 //! The stage as a whole: rows, shards, errors.
 
+mod pictures;
+mod sources;
+
 use std::{fs, path::Path};
 
 use artifact::{SampleRow, Shard};
@@ -82,6 +85,7 @@ fn a_folder_is_read_in_order_and_its_faults_are_named() {
 }
 
 #[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn real_parquet_is_resized_and_cropped_and_a_wrong_column_named() {
     let root = std::env::var("DATA_ROOT").unwrap_or(format!("{}/../../../shared/data", env!("CARGO_MANIFEST_DIR")));
     let file = Path::new(&root).join("images/cifar10-test-1000.parquet");
