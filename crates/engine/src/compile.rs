@@ -300,6 +300,7 @@ impl Compiler<'_> {
             let [_, in_rows, in_columns] = self.shapes[step.input];
             let (filter, forward, backward) = match &step.kind {
                 Kind::Dense(filter) if step.input == 0 => (filter, Form::Dense, Form::Stem),
+                Kind::Dense(filter) if self.network.direct => (filter, Form::Dense, Form::Dense),
                 Kind::Dense(filter) => (filter, form(filter, rows, columns), form(filter, in_rows, in_columns)),
                 Kind::Depthwise(filter) => (filter, Form::Depthwise, Form::Depthwise),
                 _ => {

@@ -42,6 +42,7 @@
 //! branches agree, and there is none where they do not.
 
 mod compile;
+mod count;
 mod execute;
 mod kernels;
 mod lower;
@@ -51,5 +52,6 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
+pub use count::Multiplications;
 pub use plan::Plan;
 pub use simd::Isa;
