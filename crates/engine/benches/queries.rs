@@ -26,8 +26,8 @@ const WORK: [&str; 14] = [
     "logits resnet-34 224 8 1",
     "logits resnet-50 224 8 1",
     "logits mobilenet-v2 224 8 1",
-    "gradient cifar-resnet-20 32 100 0",
-    "gradient resnet-34 224 8 0",
+    "gradient cifar-resnet-20 32 100 4",
+    "gradient resnet-34 224 8 4",
 ];
 
 /// Seconds of measurement a request.

@@ -27,7 +27,9 @@ logits cifar-resnet-56 32 100 1
 logits resnet-18 32 32 1
 logits resnet-34 224 8 1
 logits resnet-50 224 8 1
-logits mobilenet-v2 224 8 1""".splitlines()
+logits mobilenet-v2 224 8 1
+gradient cifar-resnet-20 32 100 4
+gradient resnet-34 224 8 4""".splitlines()
 SECONDS = 0.5
 
 
@@ -124,7 +126,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("filter", nargs="*")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     engine = subprocess.Popen([args.binary, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for request in WORK:
         if not all(word in request for word in args.filter):

@@ -1,13 +1,16 @@
-//! From fused steps to passes over memory: layouts, algorithms, packed weights and the order of the backward pass.
+//! From fused steps to stages over memory.
 
-use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result, bail};
-use rayon::prelude::*;
 
-use crate::kernels::{dense, map::Window, split, winograd};
+use crate::kernels::map::Window;
+use crate::kernels::{stem, winograd};
 use crate::lower::{Act, Filter, Kind, Network, Step};
-use crate::memory::{Border, Buffer, Floats, Layout, Slots, Use};
+use crate::memory::{Border, Floats, Layout, Slots};
+use crate::passes::{Algorithm, Draft, Form, Pass, Sweep, backward_sweeps, form, forward_sweep};
+use crate::places::{Back, Place, Segment, backward, backward_places, forward_places, segments};
 use crate::simd::Isa;
 
 /// A value's shape and place.
@@ -19,71 +22,14 @@ pub(crate) struct Value {
     pub layout: Layout,
     /// Where its mask is in an image's state, if it has a ReLU.
     pub mask: Option<usize>,
-    /// The slot in the forward pass.
-    pub slot: usize,
-    /// The segment whose group of images the slot holds.
-    pub home: usize,
+    /// Its place in the forward pass.
+    pub place: Place,
 }
 
 /// A gradient's place.
 pub(crate) struct Gradient {
     pub layout: Layout,
-    pub slot: usize,
-    pub home: usize,
-}
-
-/// Stages in a row that work on so many images at a time: few while the images are large, so that they stay in the
-/// cache, and more where the weights are, so that these are read less often.
-pub(crate) struct Segment {
-    pub stages: Range<usize>,
-    pub backs: Range<usize>,
-    pub group: usize,
-}
-
-/// A sweep over output pixels: what each reads and where it goes, in pixels.
-struct Sweep {
-    /// Row and column offset in the source, and row and column of the kernel.
-    taps: Vec<(isize, isize, usize, usize)>,
-    stride: usize,
-    step: usize,
-    first: (usize, usize),
-    rows: usize,
-    columns: usize,
-}
-
-/// One convolution pass, ready to run.
-pub(crate) struct Pass {
-    pub taps: Vec<isize>,
-    /// The source's stride: the source pixel of loop pixel (y, x) is (y, x) times this.
-    pub stride: usize,
-    /// The output pixel of loop pixel (y, x) is (y, x) times `step` plus `first`.
-    pub step: usize,
-    pub first: (usize, usize),
-    pub rows: usize,
-    pub columns: usize,
-    pub weights: Floats,
-    pub kernel: Algorithm,
-}
-
-/// How a pass multiplies.
-pub(crate) enum Algorithm {
-    Dense {
-        run: usize,
-        blocks: Vec<usize>,
-    },
-    /// `start` is the offset of the source pixel under the first tap.
-    Winograd {
-        depth: usize,
-        depth_padded: usize,
-        start: isize,
-        blocks: Vec<usize>,
-        chunk: usize,
-    },
-    Depthwise,
-    /// The gradient of a convolution of the image.
-    Stem {
-        depth: usize,
-    },
+    pub place: Place,
 }
 
 pub(crate) enum Work {
@@ -101,23 +47,6 @@ pub(crate) struct Stage {
     pub residual: Option<usize>,
     pub output: usize,
     pub act: Act,
-}
-
-/// A step of the backward pass: `to = masked(work^T(from) + residual)`.
-pub(crate) struct Back {
-    /// The stage that shares the gradient out.
-    pub of: usize,
-    /// The stage whose gradient this is; none is the sum alone.
-    pub stage: Option<usize>,
-    /// The value whose gradient is made.
-    pub value: usize,
-    pub from: usize,
-    pub residual: Option<usize>,
-    /// None is the image's gradient.
-    pub to: Option<usize>,
-    pub masked: bool,
-    /// Whether the image's gradient is added to.
-    pub accumulate: bool,
 }
 
 /// A network compiled for images of one size.
@@ -151,20 +80,6 @@ impl Compiled {
     pub(crate) fn group(&self) -> usize {
         self.segments.last().map_or(1, |segment| segment.group)
     }
-}
-
-/// A pass before its layouts are known.
-struct Draft {
-    sweep: Sweep,
-    form: Form,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Dense,
-    Winograd,
-    Depthwise,
-    Stem,
 }
 
 fn output_size(size: usize, padding: usize, kernel: usize, stride: usize) -> Result<usize> {
@@ -212,73 +127,6 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
     match shapes.last() {
         Some(&[classes, 1, 1]) if classes == network.classes => Ok(shapes),
         other => bail!("the network ends in {other:?} (channels, rows, columns), not {} logits", network.classes),
-    }
-}
-
-fn forward_sweep(filter: &Filter, rows: usize, columns: usize) -> Sweep {
-    let k = filter.kernel;
-    let tap = |i: usize| {
-        let (y, x) = (i / k, i % k);
-        (y as isize - filter.padding.top as isize, x as isize - filter.padding.left as isize, y, x)
-    };
-    Sweep { taps: (0..k * k).map(tap).collect(), stride: filter.stride, step: 1, first: (0, 0), rows, columns }
-}
-
-/// The gradient's sweeps, one for each parity of the input's rows and columns, over an input of `rows x columns`: row
-/// `i` of the input is in output row `(i + top - y) / stride` for each kernel row `y` that makes this whole.
-fn backward_sweeps(filter: &Filter, rows: usize, columns: usize) -> Vec<Sweep> {
-    let (k, s) = (filter.kernel, filter.stride);
-    let taps = |parity: usize, before: usize| {
-        let offset = move |at: usize| (parity + before) as isize - at as isize;
-        (0..k).filter(move |&at| offset(at).rem_euclid(s as isize) == 0).map(move |at| (offset(at) / s as isize, at))
-    };
-    let mut sweeps = Vec::new();
-    for py in 0..s.min(rows) {
-        for px in 0..s.min(columns) {
-            let across: Vec<_> = taps(px, filter.padding.left).collect();
-            let down = taps(py, filter.padding.top);
-            let mut all: Vec<_> = down.flat_map(|(dy, y)| across.iter().map(move |&(dx, x)| (dy, dx, y, x))).collect();
-            // In the order of memory, which Winograd's tiles rely on.
-            all.sort_unstable();
-            let (rows, columns) = ((rows - py).div_ceil(s), (columns - px).div_ceil(s));
-            sweeps.push(Sweep { taps: all, stride: 1, step: s, first: (py, px), rows, columns });
-        }
-    }
-    sweeps
-}
-
-/// The rule by which a dense convolution is done, of shapes alone.
-fn form(filter: &Filter, rows: usize, columns: usize) -> Form {
-    let three = filter.kernel == 3 && filter.stride == 1;
-    let padding = filter.padding;
-    let small = padding.top.max(padding.bottom).max(padding.left).max(padding.right) <= 2;
-    match three && small && filter.inputs >= 8 && filter.outputs >= 8 && rows * columns >= 9 {
-        true => Form::Winograd,
-        false => Form::Dense,
-    }
-}
-
-impl Draft {
-    /// The border the source needs.
-    fn reach(&self, lanes: usize, rows: usize, columns: usize) -> Border {
-        let sweep = &self.sweep;
-        let range = |d: &mut dyn Iterator<Item = isize>, count: usize| {
-            let (low, high) = d.fold((isize::MAX, isize::MIN), |(low, high), d| (low.min(d), high.max(d)));
-            let end = match self.form {
-                Form::Winograd => low + (count.div_ceil(winograd::TILE) * winograd::TILE + 1) as isize,
-                _ => ((count - 1) * sweep.stride) as isize + high,
-            };
-            (low, end)
-        };
-        if sweep.taps.is_empty() {
-            return Border::default();
-        }
-        let y = range(&mut sweep.taps.iter().map(|t| t.0), sweep.rows);
-        let mut x = range(&mut sweep.taps.iter().map(|t| t.1), sweep.columns);
-        if self.form == Form::Stem {
-            x.1 += (crate::kernels::stem::ACROSS * lanes) as isize;
-        }
-        Border::reach(y, x, rows, columns)
     }
 }
 
@@ -344,77 +192,15 @@ impl Compiler<'_> {
         }
     }
 
-    fn blocks(&self, channels: usize) -> Vec<usize> {
-        split(channels.div_ceil(self.isa.lanes()), self.isa.widest()).collect()
-    }
-
-    /// Packs one pass of a convolution from a buffer of `source` layout; `weight(k, c, y, x)` is from the source's
-    /// channel `k` to the output's channel `c`.
-    fn pass(
+    /// Packs a pass for this instruction set.
+    fn pack(
         &self,
         draft: Draft,
         source: &Layout,
-        [depth, outputs]: [usize; 2],
-        weight: impl Fn(usize, usize, usize, usize) -> f64 + Sync,
+        channels: [usize; 2],
+        weight: impl Fn(usize, usize, usize, usize) -> f64,
     ) -> Pass {
-        let lanes = self.isa.lanes();
-        let blocks = self.blocks(outputs);
-        let padded = outputs.next_multiple_of(lanes);
-        let Sweep { taps, stride, step, first, rows, columns } = draft.sweep;
-        let offset = |t: &(isize, isize, usize, usize)| source.offset(t.0, t.1);
-        let planar = source.channels == 1 && draft.form == Form::Dense;
-        let (offsets, weights, kernel) = match draft.form {
-            Form::Winograd => {
-                let weights = pack_winograd(&blocks, lanes, depth, outputs, &taps, &weight);
-                let bytes = winograd::SIDE * winograd::SIDE * (source.channels + padded) * size_of::<f32>();
-                let room = WINOGRAD_BYTES.max(weights.len() * size_of::<f32>() / 4);
-                let chunk = (room / bytes).clamp(8, 256).next_multiple_of(8);
-                let start = offset(&taps[0]);
-                let depth_padded = source.channels;
-                (Vec::new(), weights, Algorithm::Winograd { depth, depth_padded, start, blocks, chunk })
-            }
-            Form::Dense if planar => {
-                // One run is a row of the kernel in one plane.
-                let side = taps.iter().filter(|t| t.2 == taps[0].2).count();
-                let plane = source.image() as isize;
-                let heads = || (0..depth).flat_map(|c| taps.iter().step_by(side).map(move |t| (c, t)));
-                let offsets: Vec<_> = heads().map(|(c, t)| c as isize * plane + offset(t)).collect();
-                let places: Vec<_> = heads().collect();
-                let mut weights = Floats::zeros(offsets.len() * side * padded);
-                dense::pack(&blocks, lanes, offsets.len() * side, weights.as_mut(), |k, c| {
-                    let (channel, &(_, _, y, x)) = places[k / side];
-                    if c < outputs { weight(channel, c, y, x + k % side) as f32 } else { 0.0 }
-                });
-                (offsets, weights, Algorithm::Dense { run: side, blocks })
-            }
-            Form::Dense => {
-                let mut offsets: Vec<_> = taps.iter().map(offset).collect();
-                let mut weights = Floats::zeros(offsets.len() * depth * padded);
-                dense::pack(&blocks, lanes, offsets.len() * depth, weights.as_mut(), |k, c| {
-                    let (_, _, y, x) = taps[k / depth];
-                    if c < outputs { weight(k % depth, c, y, x) as f32 } else { 0.0 }
-                });
-                let joined = joined(&offsets, depth);
-                offsets = offsets.into_iter().step_by(joined).collect();
-                (offsets, weights, Algorithm::Dense { run: depth * joined, blocks })
-            }
-            Form::Depthwise => {
-                let mut weights = Floats::zeros(taps.len() * padded);
-                for (row, &(_, _, y, x)) in weights.as_mut().chunks_exact_mut(padded).zip(&taps) {
-                    row[..outputs].iter_mut().enumerate().for_each(|(c, w)| *w = weight(c, c, y, x) as f32);
-                }
-                (taps.iter().map(offset).collect(), weights, Algorithm::Depthwise)
-            }
-            Form::Stem => {
-                let mut weights = Floats::zeros(depth * taps.len() * outputs);
-                for (i, w) in weights.as_mut().iter_mut().enumerate() {
-                    let (k, t, c) = (i / outputs / taps.len(), i / outputs % taps.len(), i % outputs);
-                    *w = weight(k, c, taps[t].2, taps[t].3) as f32;
-                }
-                (taps.iter().map(offset).collect(), weights, Algorithm::Stem { depth })
-            }
-        };
-        Pass { taps: offsets, stride, step, first, rows, columns, weights, kernel }
+        draft.pack(self.isa, source, channels, weight)
     }
 
     /// The layout of the planes from which the image's gradient is made.
@@ -427,167 +213,108 @@ impl Compiler<'_> {
         let dense = matches!(step.kind, Kind::Dense(_));
         let weight = |i: usize, o: usize, y: usize, x: usize| filter.at(o, if dense { i } else { 0 }, y, x);
         let inputs = self.shapes[step.input][0];
-        let forward = self.pass(forward, &self.layouts[step.input], [inputs, filter.outputs], weight);
+        let forward = self.pack(forward, &self.layouts[step.input], [inputs, filter.outputs], weight);
         let source = match step.input {
             0 => self.planes(step.output),
             _ => self.layouts[step.output],
         };
         let std = &self.network.std;
         let backward = backward.into_iter().map(|draft| match step.input {
-            0 => self.pass(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x) / std[i]),
-            _ => self.pass(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x)),
+            0 => self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x) / std[i]),
+            _ => self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x)),
         });
         let mut bias = Floats::zeros(self.layouts[step.output].channels);
         bias.as_mut().iter_mut().zip(&filter.bias).for_each(|(to, from)| *to = *from as f32);
         Work::Convolution { forward, backward: backward.collect(), bias }
     }
 
-    /// Bytes of one bit a channel of every pixel.
-    fn mask_bytes(&self, value: usize) -> usize {
-        let layout = &self.layouts[value];
-        layout.rows * layout.columns * layout.channels / 8
-    }
-}
-
-/// Scratch of the Winograd kernels, so that a chunk of tiles stays in the second cache.
-const WINOGRAD_BYTES: usize = 768 << 10;
-/// The largest buffer of a group of images, for the same reason.
-const GROUP_BYTES: usize = 512 << 10;
-const GROUP_IMAGES: usize = 32;
-
-/// Splits the stages by how many images they should work on at a time.
-fn segments(network: &Network, layouts: &[Layout], work: &[Work], backs: &[Back]) -> Vec<Segment> {
-    let bytes = |floats: usize| floats * size_of::<f32>();
-    let mut groups: Vec<usize> = network
-        .steps
-        .iter()
-        .zip(work)
-        .map(|(step, work)| {
-            let image = layouts[step.input].image().max(layouts[step.output].image());
-            let weights = match work {
-                Work::Convolution { forward, backward, .. } => {
-                    forward.weights.len().max(backward.iter().map(|pass| pass.weights.len()).sum())
+    fn work(&self, drafts: Vec<Option<(Draft, Vec<Draft>)>>, winners: &[usize]) -> Vec<Work> {
+        let drafts: Vec<_> = drafts.into_iter().map(Mutex::new).collect();
+        share_out(self.network.steps.len(), |stage| {
+            let step = &self.network.steps[stage];
+            let drafts = drafts[stage].lock().unwrap_or_else(PoisonError::into_inner).take();
+            match (&step.kind, drafts) {
+                (Kind::Dense(filter) | Kind::Depthwise(filter), Some(drafts)) => self.convolution(step, filter, drafts),
+                (&Kind::MaxPool { kernel, stride, padding }, _) => {
+                    Work::MaxPool { window: Window { kernel, stride, padding }, winners: winners[stage] }
                 }
-                _ => 0,
-            };
-            let fitting = GROUP_BYTES.max(bytes(weights) / 4) / bytes(image).max(1);
-            1 << fitting.clamp(1, GROUP_IMAGES).ilog2()
+                (&Kind::Subsample { stride, before, .. }, _) => Work::Subsample { stride, before },
+                (Kind::GlobalPool, _) => Work::GlobalPool,
+                _ => Work::Identity,
+            }
         })
-        .collect();
-    // Groups only grow.
-    for stage in 1..groups.len() {
-        groups[stage] = groups[stage].max(groups[stage - 1]);
     }
-    let mut segments: Vec<Segment> = Vec::new();
-    for (stage, group) in groups.into_iter().enumerate() {
-        match segments.last_mut() {
-            Some(segment) if segment.group == group => segment.stages.end = stage + 1,
-            _ => segments.push(Segment { stages: stage..stage + 1, backs: 0..0, group }),
-        }
+
+    /// What the backward pass needs to know: a bit a channel of every pixel with a ReLU, a byte of one that a max-pool
+    /// made.
+    fn state(&self, acts: &[Act]) -> State {
+        let mut bytes = 0;
+        let mut keep = |value: usize, bits: usize| {
+            let layout = &self.layouts[value];
+            let at = bytes;
+            bytes += (layout.rows * layout.columns * layout.channels * bits / 8).next_multiple_of(64);
+            at
+        };
+        let masks = (0..acts.len()).map(|value| (acts[value] != Act::None).then(|| keep(value, 1))).collect();
+        let winners = self.network.steps.iter().map(|step| match step.kind {
+            Kind::MaxPool { .. } => keep(step.output, 8),
+            _ => 0,
+        });
+        let winners = winners.collect();
+        // Never nothing, so that there is a part of it for each image.
+        State { masks, winners, bytes: bytes.max(1) }
     }
-    for segment in &mut segments {
-        let before = |stage: usize| backs.iter().take_while(|back| back.of >= stage).count();
-        segment.backs = before(segment.stages.end)..before(segment.stages.start);
+
+    /// Floats of scratch for the kernel that needs most.
+    fn scratch(&self, work: &[Work]) -> usize {
+        let pass = |step: &Step, pass: &Pass| match &pass.kernel {
+            Algorithm::Winograd { depth_padded, blocks, chunk, .. } => {
+                winograd::scratch(*chunk, *depth_padded, blocks.iter().sum::<usize>() * self.isa.lanes())
+            }
+            Algorithm::Stem { depth } => depth * self.planes(step.output).image() + stem::BEYOND,
+            _ => 0,
+        };
+        let stage = |(step, work): (&Step, &Work)| match work {
+            Work::Convolution { forward, backward, .. } => {
+                backward.iter().map(|back| pass(step, back)).fold(pass(step, forward), usize::max)
+            }
+            _ => 0,
+        };
+        self.network.steps.iter().zip(work).map(stage).max().unwrap_or(0)
     }
-    segments
 }
 
-/// How many taps at a time lie one behind the other in memory, each `depth` long.
-fn joined(offsets: &[isize], depth: usize) -> usize {
-    let follows = |pair: &[isize]| pair[1] - pair[0] == depth as isize;
-    let first = offsets.windows(2).take_while(|pair| follows(pair)).count() + 1;
-    let even = offsets.len().is_multiple_of(first) && offsets.chunks(first).all(|row| row.windows(2).all(follows));
-    if even { first } else { 1 }
+/// What is kept of an image between the passes, in bytes.
+struct State {
+    /// Where each value's mask is, if it has one.
+    masks: Vec<Option<usize>>,
+    /// Where each max-pool's winners are.
+    winners: Vec<usize>,
+    bytes: usize,
 }
 
-fn pack_winograd(
-    blocks: &[usize],
-    lanes: usize,
-    depth: usize,
-    outputs: usize,
-    taps: &[(isize, isize, usize, usize)],
-    weight: &(impl Fn(usize, usize, usize, usize) -> f64 + Sync),
-) -> Floats {
-    let padded = outputs.next_multiple_of(lanes);
-    let elements = winograd::SIDE * winograd::SIDE;
-    let matrix = depth * padded;
-    let mut packed = Floats::zeros(elements * matrix);
-    // Each block of columns is one stretch of every matrix.
-    let to = SendPtr(packed.as_mut().as_mut_ptr());
-    let starts = blocks.iter().scan(0, |first, &block| {
-        let start = *first;
-        *first += block * lanes;
-        Some((start, block * lanes))
-    });
-    let starts: Vec<(usize, usize)> = starts.collect();
-    starts.par_iter().for_each(|&(first, width)| {
-        for k in 0..depth {
-            for c in (0..width).step_by(winograd::TOGETHER) {
-                let kernels = winograd::transform(|y, x, i| {
-                    let (_, _, ky, kx) = taps[y * 3 + x];
-                    if first + c + i < outputs { weight(k, first + c + i, ky, kx) } else { 0.0 }
-                });
-                for (e, u) in kernels.as_flattened().iter().enumerate() {
-                    // SAFETY: inside the packed matrices, and each block writes its own stretch.
-                    unsafe {
-                        let to = to.get().add(e * matrix + first * depth + k * width + c);
-                        to.copy_from_nonoverlapping(u.as_ptr(), winograd::TOGETHER);
+/// `work` of every number below `count`, on as many threads as rayon has, but not rayon's own: a thread of rayon's that
+/// waits may take up a query, and that would wait for this very compilation.
+fn share_out<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(count));
+    std::thread::scope(|scope| {
+        for _ in 0..rayon::current_num_threads().min(count) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
                     }
+                    let result = work(index);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
                 }
-            }
+            });
         }
     });
-    packed
-}
-
-/// A pointer that threads may share because each writes its own part.
-#[derive(Clone, Copy)]
-struct SendPtr(*mut f32);
-// SAFETY: see the type.
-unsafe impl Send for SendPtr {}
-unsafe impl Sync for SendPtr {}
-
-impl SendPtr {
-    fn get(self) -> *mut f32 {
-        self.0
-    }
-}
-
-/// The backward pass in order: every value's gradient is summed over its readers, last reader first, and the last sum
-/// applies the mask of the value's ReLU. A residual's share is the gradient of the sum itself, so it is not copied.
-fn backward(steps: &[Step], acts: &[Act]) -> (Vec<Back>, Vec<usize>) {
-    let values = steps.len() + 1;
-    let mut shares = vec![0; values];
-    for step in steps {
-        step.residual.iter().chain([&step.input]).for_each(|&value| shares[value] += 1);
-    }
-    let mut values_of = vec![values - 1];
-    let mut current: Vec<Option<usize>> = vec![None; values];
-    let mut backs: Vec<Back> = Vec::new();
-    current[values - 1] = Some(0);
-    for (stage, step) in steps.iter().enumerate().rev() {
-        // A value nobody reads has no gradient.
-        let Some(from) = current[step.output] else { continue };
-        let identity = matches!(step.kind, Kind::Identity);
-        let shares_of_step = step.residual.map(|r| (r, None)).into_iter();
-        for (value, work) in shares_of_step.chain([(step.input, (!identity).then_some(stage))]) {
-            shares[value] -= 1;
-            let masked = shares[value] == 0 && acts[value] != Act::None;
-            let residual = current[value];
-            if work.is_none() && residual.is_none() && !masked {
-                current[value] = Some(from);
-                continue;
-            }
-            let to = (value != 0).then(|| {
-                values_of.push(value);
-                values_of.len() - 1
-            });
-            let accumulate = value == 0 && backs.iter().any(|back| back.value == 0);
-            backs.push(Back { of: stage, stage: work, value, from, residual, to, masked, accumulate });
-            current[value] = to;
-        }
-    }
-    (backs, values_of)
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Compiles a network for images of `size` (rows, columns).
@@ -601,105 +328,27 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
 
     let mut acts = vec![Act::None; compiler.shapes.len()];
     network.steps.iter().for_each(|step| acts[step.output] = step.act);
-    let mut state = 0;
-    let mut keep = |bytes: usize| {
-        let at = state;
-        state += bytes.next_multiple_of(64);
-        at
-    };
-    let masks: Vec<_> = (0..acts.len()).map(|v| (acts[v] != Act::None).then(|| keep(compiler.mask_bytes(v)))).collect();
-    let winners: Vec<_> = network
-        .steps
-        .iter()
-        .map(|step| match step.kind {
-            Kind::MaxPool { .. } => keep(compiler.mask_bytes(step.output) * 8),
-            _ => 0,
-        })
-        .collect();
-
-    let work: Vec<Work> = network
-        .steps
-        .par_iter()
-        .zip(drafts)
-        .zip(&winners)
-        .map(|((step, drafts), &winners)| match (&step.kind, drafts) {
-            (Kind::Dense(filter) | Kind::Depthwise(filter), Some(drafts)) => compiler.convolution(step, filter, drafts),
-            (&Kind::MaxPool { kernel, stride, padding }, _) => {
-                Work::MaxPool { window: Window { kernel, stride, padding }, winners }
-            }
-            (&Kind::Subsample { stride, before, .. }, _) => Work::Subsample { stride, before },
-            (Kind::GlobalPool, _) => Work::GlobalPool,
-            _ => Work::Identity,
-        })
-        .collect();
+    let state = compiler.state(&acts);
+    let work = compiler.work(drafts, &state.winners);
 
     let (backs, gradient_values) = backward(&network.steps, &acts);
     let segments = segments(network, &compiler.layouts, &work, &backs);
-    let segment_of = |stage: usize| segments.iter().position(|s| s.stages.contains(&stage)).unwrap_or(0);
     let mut slots = Slots::default();
-
-    let mut homes = vec![0; compiler.layouts.len()];
-    for (stage, step) in network.steps.iter().enumerate() {
-        let values = [step.input, step.output].into_iter().chain(step.residual);
-        values.for_each(|value| homes[value] = homes[value].max(segment_of(stage)));
-    }
-    // A value that a later segment reads gathers parts of that segment's group, so nothing may use its slot meanwhile.
-    let gathered: Vec<_> = (1..homes.len()).filter(|&v| homes[v] > segment_of(v - 1)).collect();
-    let forward_uses: Vec<_> = network
-        .steps
-        .iter()
-        .map(|step| {
-            // Value 0 has its own place.
-            let reads = [Some(step.input), step.residual].into_iter().flatten().filter(|&v| v != 0).collect();
-            let over = step.residual.filter(|&r| r != step.input);
-            Use { reads, writes: Some(step.output), over }
-        })
-        .collect();
-    let last = compiler.shapes.len() - 1;
-    let buffer = |value: usize, home: usize| Buffer { layout: compiler.layouts[value], images: segments[home].group };
-    let buffers: Vec<_> = homes.iter().enumerate().map(|(value, &home)| buffer(value, home)).collect();
-    let value_slots = slots.assign(&buffers, &forward_uses, &gathered, &[last]);
-
-    let (mut gradient_homes, mut first_homes) =
-        (vec![0; gradient_values.len()], vec![usize::MAX; gradient_values.len()]);
-    gradient_homes[0] = segments.len() - 1;
-    for back in &backs {
-        for buffer in [Some(back.from), back.residual, back.to].into_iter().flatten() {
-            gradient_homes[buffer] = gradient_homes[buffer].max(segment_of(back.of));
-            first_homes[buffer] = first_homes[buffer].min(segment_of(back.of));
-        }
-    }
-    // And what an earlier segment reads is shared out.
-    let shared: Vec<_> = (0..gradient_homes.len()).filter(|&b| first_homes[b] < gradient_homes[b]).collect();
-    let buffers: Vec<_> =
-        gradient_values.iter().zip(&gradient_homes).map(|(&value, &home)| buffer(value, home)).collect();
-    let backward_uses: Vec<_> = backs
-        .iter()
-        .map(|back| Use {
-            reads: [Some(back.from), back.residual].into_iter().flatten().collect(),
-            writes: back.to,
-            over: back.residual.filter(|&r| r != back.from),
-        })
-        .collect();
-    let gradient_slots = slots.assign(&buffers, &backward_uses, &[0], &shared);
+    let values = forward_places(network, &compiler.layouts, &segments, &mut slots);
+    let gradients = backward_places(&backs, &gradient_values, &compiler.layouts, &segments, &mut slots);
     let (offsets, image) = slots.place();
 
-    let mut scratch_floats = 0;
-    for (step, work) in network.steps.iter().zip(&work) {
-        let Work::Convolution { forward, backward, .. } = work else { continue };
-        for pass in std::iter::once(forward).chain(backward) {
-            scratch_floats = scratch_floats.max(match &pass.kernel {
-                Algorithm::Winograd { depth_padded, blocks, chunk, .. } => {
-                    let outputs = blocks.iter().sum::<usize>() * isa.lanes();
-                    winograd::scratch(*chunk, *depth_padded, outputs)
-                }
-                Algorithm::Stem { depth } => depth * compiler.planes(step.output).image() + 64,
-                _ => 0,
-            });
-        }
-    }
-    let planes = network.mean.len() * compiler.layouts[0].image() * segments[homes[0]].group;
+    let planes = network.mean.len() * compiler.layouts[0].image() * segments[values[0].home].group;
     let scratch = image + planes.next_multiple_of(16);
+    let arena = scratch + compiler.scratch(&work);
+    let values = values.into_iter().enumerate().map(|(value, place)| {
+        let [channels, rows, columns] = compiler.shapes[value];
+        Value { channels, rows, columns, layout: compiler.layouts[value], mask: state.masks[value], place }
+    });
+    let gradients = gradient_values
+        .iter()
+        .zip(gradients)
+        .map(|(&value, place)| Gradient { layout: compiler.layouts[value], place });
     let stages = network.steps.iter().zip(work).map(|(step, work)| Stage {
         work,
         input: step.input,
@@ -707,22 +356,6 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         output: step.output,
         act: step.act,
     });
-    let stages = stages.collect();
-    let values = compiler.shapes.iter().enumerate().map(|(v, &[channels, rows, columns])| Value {
-        channels,
-        rows,
-        columns,
-        layout: compiler.layouts[v],
-        mask: masks[v],
-        slot: value_slots[v],
-        home: homes[v],
-    });
-    let gradients = gradient_values.iter().enumerate().map(|(buffer, &value)| Gradient {
-        layout: compiler.layouts[value],
-        slot: gradient_slots[buffer],
-        home: gradient_homes[buffer],
-    });
-    let gradients = gradients.collect();
     Ok(Compiled {
         isa,
         channels: network.mean.len(),
@@ -730,15 +363,15 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         inverse_std: network.std.iter().map(|&s| (1.0 / s) as f32).collect(),
         classes: network.classes,
         values: values.collect(),
-        stages,
+        stages: stages.collect(),
         backs,
-        gradients,
+        gradients: gradients.collect(),
         slots: offsets,
         segments,
         image,
         scratch,
-        arena: scratch + scratch_floats + 64,
+        arena,
         stem: compiler.stem,
-        state: state.max(1),
+        state: state.bytes,
     })
 }

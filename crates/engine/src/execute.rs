@@ -2,15 +2,17 @@
 
 use std::ops::Range;
 
-use crate::compile::{Algorithm, Back, Compiled, Pass, Stage, Value, Work};
+use crate::compile::{Compiled, Stage, Value, Work};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
 use crate::kernels::stem::{Planes, Stem};
 use crate::kernels::winograd::Winograd;
-use crate::kernels::{End, Finish, View};
+use crate::kernels::{End, Finish, View, stem};
 use crate::lower::Act;
 use crate::memory::{Floats, Layout};
+use crate::passes::{Algorithm, Pass};
+use crate::places::{Back, Place};
 
 /// Images on their way through a network: the memory of one thread.
 ///
@@ -58,19 +60,19 @@ impl<'a> Run<'a> {
         unsafe { self.arena.add(offset) }
     }
 
-    fn buffer(&self, layout: &Layout, slot: usize, home: usize) -> View<f32> {
+    fn buffer(&self, layout: &Layout, Place { slot, home }: Place) -> View<f32> {
         // SAFETY: a slot has room for its home's group of images of its layout.
         unsafe { layout.view(self.at(self.net.slots[slot] + self.skip(home) * layout.image())) }
     }
 
     fn value(&self, value: usize) -> View<f32> {
         let value = &self.net.values[value];
-        self.buffer(&value.layout, value.slot, value.home)
+        self.buffer(&value.layout, value.place)
     }
 
     fn gradient(&self, buffer: usize) -> View<f32> {
         let gradient = &self.net.gradients[buffer];
-        self.buffer(&gradient.layout, gradient.slot, gradient.home)
+        self.buffer(&gradient.layout, gradient.place)
     }
 
     /// The mask of a value, if it has one and the state is kept.
@@ -168,9 +170,9 @@ impl<'a> Run<'a> {
 
     /// The images' planes.
     fn planes(&self) -> View<f32> {
-        let Value { layout, home, .. } = &self.net.values[0];
+        let Value { layout, place, .. } = &self.net.values[0];
         let image = layout.image() * self.net.channels;
-        let at = self.at(self.net.image + self.skip(*home) * image + layout.origin());
+        let at = self.at(self.net.image + self.skip(place.home) * image + layout.origin());
         View { at, image, row: layout.row(), pixel: 1 }
     }
 
@@ -194,7 +196,7 @@ impl<'a> Run<'a> {
     fn forward_segment(&mut self, segment: usize, images: Range<usize>, pixels: &[f32]) {
         let net = self.net;
         self.enter(segment, &images);
-        if net.values[0].home == segment {
+        if net.values[0].place.home == segment {
             let image = net.channels * net.values[0].rows * net.values[0].columns;
             self.load(&pixels[images.start * image..images.end * image]);
         }
@@ -339,7 +341,7 @@ impl<'a> Run<'a> {
             let planes = self.at(net.scratch);
             // SAFETY: the scratch holds `depth` planes and a vector more, and the sweeps stay inside the gradient.
             unsafe {
-                std::ptr::write_bytes(planes, 0, depth * plane.image() + 64);
+                std::ptr::write_bytes(planes, 0, depth * plane.image() + stem::BEYOND);
                 let from = View { at: from.at.add(i * from.image), ..from };
                 net.isa.run(&Planes {
                     from,

@@ -8,7 +8,7 @@
 //!
 //! - Lowering (`lower`): batch-norm is folded into the convolution before it, in f64; a residual sum and a ReLU after it
 //!   become its epilogue.
-//! - Compilation for one size of image (`compile`): activations are NHWC with a border of zeros, in buffers that are
+//! - Compilation for one size of image (`compile`, `passes`, `places`): activations are NHWC with a border of zeros, in buffers that are
 //!   used again; weights are packed in the order in which they are read. A 3x3 convolution of stride 1 is done by
 //!   Winograd's F(4x4, 3x3) (Lavin and Gray 2016), which needs a quarter of the multiplications, anything else by its
 //!   definition. The rule looks at shapes alone, so numbers do not depend on the host's timing.
@@ -47,6 +47,8 @@ mod execute;
 mod kernels;
 mod lower;
 mod memory;
+mod passes;
+mod places;
 mod plan;
 mod simd;
 #[cfg(test)]

@@ -2,24 +2,28 @@
 
 use crate::kernels::View;
 
-/// A cache line of floats.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
 /// Zeroed floats on cache lines.
 pub(crate) struct Floats {
-    lines: Vec<Line>,
+    floats: Vec<f32>,
+    /// The first float on a cache line.
+    start: usize,
     len: usize,
 }
 
+/// Floats of a cache line.
+const LINE: usize = 16;
+
 impl Floats {
     pub(crate) fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        // The system's own zero pages, which cost nothing before they are used.
+        let floats = vec![0.0; len + LINE];
+        // Where lines cannot be found, memory is only slower.
+        let start = floats.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        Self { floats, start, len }
     }
 
     pub(crate) fn as_ptr(&self) -> *const f32 {
-        self.lines.as_ptr().cast()
+        self.floats[self.start..].as_ptr()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -27,8 +31,7 @@ impl Floats {
     }
 
     pub(crate) fn as_mut(&mut self) -> &mut [f32] {
-        // SAFETY: a line is sixteen floats without padding, and `len` of them are there.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        &mut self.floats[self.start..][..self.len]
     }
 }
 

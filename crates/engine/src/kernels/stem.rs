@@ -5,6 +5,8 @@ use crate::simd::{Kernel, Simd};
 
 /// Vectors of columns in a register tile.
 pub(crate) const ACROSS: usize = 2;
+/// Floats beyond the last plane that a tile may read.
+pub(crate) const BEYOND: usize = ACROSS * 16 * 2;
 
 /// Copies NHWC pixels into planes with a border of zeros that the caller has cleared.
 pub(crate) struct Planes {

@@ -12,26 +12,39 @@ pub(crate) const SIDE: usize = 6;
 /// Kernels transformed together: a divisor of every vector.
 pub(crate) const TOGETHER: usize = 8;
 
-/// 3x3 kernels transformed, `G g G^T` row by row, in f64 and rounded once; `g(y, x, i)` is of kernel `i`.
-pub(crate) fn transform(g: impl Fn(usize, usize, usize) -> f64) -> [[[f32; TOGETHER]; SIDE]; SIDE] {
-    type Many = [f64; TOGETHER];
-    fn line(g: [Many; 3]) -> [Many; SIDE] {
-        let mut out = [[0.0; TOGETHER]; SIDE];
-        for i in 0..TOGETHER {
-            let (even, odd) = (g[0][i] + g[2][i], g[1][i]);
-            let (near, far) = (g[0][i] * (1.0 / 24.0) + g[2][i] * (1.0 / 6.0), g[1][i] * (1.0 / 12.0));
-            out[0][i] = g[0][i] * (1.0 / 4.0);
-            out[1][i] = (even + odd) * (-1.0 / 6.0);
-            out[2][i] = (even - odd) * (-1.0 / 6.0);
-            out[3][i] = near + far;
-            out[4][i] = near - far;
-            out[5][i] = g[2][i];
-        }
-        out
+/// The same element of several kernels.
+type Many<T> = [T; TOGETHER];
+
+/// One direction of `G g G^T`.
+#[inline]
+fn kernel_line(g: [Many<f64>; 3], out: &mut [Many<f64>; SIDE]) {
+    for i in 0..TOGETHER {
+        let (even, odd) = (g[0][i] + g[2][i], g[1][i]);
+        let (near, far) = (g[0][i] * (1.0 / 24.0) + g[2][i] * (1.0 / 6.0), g[1][i] * (1.0 / 12.0));
+        out[0][i] = g[0][i] * (1.0 / 4.0);
+        out[1][i] = (even + odd) * (-1.0 / 6.0);
+        out[2][i] = (even - odd) * (-1.0 / 6.0);
+        out[3][i] = near + far;
+        out[4][i] = near - far;
+        out[5][i] = g[2][i];
     }
-    let columns: [[Many; SIDE]; 3] =
-        std::array::from_fn(|x| line(std::array::from_fn(|y| std::array::from_fn(|i| g(y, x, i)))));
-    std::array::from_fn(|y| line([columns[0][y], columns[1][y], columns[2][y]]).map(|many| many.map(|u| u as f32)))
+}
+
+/// 3x3 kernels, row by row, transformed: `G g G^T` row by row, in f64 and rounded once.
+pub(crate) fn transform(g: &[Many<f64>; 9], out: &mut [Many<f32>; SIDE * SIDE]) {
+    let mut columns = [[[0.0; TOGETHER]; SIDE]; 3];
+    for x in 0..3 {
+        kernel_line([g[x], g[3 + x], g[6 + x]], &mut columns[x]);
+    }
+    let mut line = [[0.0; TOGETHER]; SIDE];
+    for y in 0..SIDE {
+        kernel_line([columns[0][y], columns[1][y], columns[2][y]], &mut line);
+        for x in 0..SIDE {
+            for i in 0..TOGETHER {
+                out[y * SIDE + x][i] = line[x][i] as f32;
+            }
+        }
+    }
 }
 
 /// A 3x3 convolution of stride 1. `from` points at the input under the kernel's first tap for output (0, 0).

@@ -13,6 +13,8 @@
 mod real;
 mod reference;
 
+use std::sync::OnceLock;
+
 use candle_core::{Device, Tensor};
 use game::{Classifier, Key, Phase};
 use nets::{Conv, Graph, Id, Node, Op, Padding, Spec, Weights};
@@ -44,6 +46,8 @@ struct Case<'a> {
     upstream: Vec<f32>,
     /// Of each image, all nodes.
     values: Vec<Vec<Vec<f64>>>,
+    /// Of each image, the gradient at f64's own branches, once it was asked for.
+    gradients: Vec<OnceLock<Vec<f64>>>,
 }
 
 /// How the images of a case fared, the worst of them.
@@ -92,8 +96,9 @@ impl<'a> Case<'a> {
             let image: Vec<_> = image.iter().map(|&x| f64::from(x)).collect();
             reference.forward(&image)
         });
-        let values = values.collect();
-        Self { graph, weights, reference, size, pixels, upstream, values }
+        let values: Vec<_> = values.collect();
+        let gradients = vec![OnceLock::new(); values.len()];
+        Self { gradients, graph, weights, reference, size, pixels, upstream, values }
     }
 
     fn images(&self) -> usize {
@@ -141,12 +146,9 @@ impl<'a> Case<'a> {
         let own = self.reference.branches(values);
         let upstream: Vec<_> =
             self.upstream[image * logits.len()..][..logits.len()].iter().map(|&u| f64::from(u)).collect();
-        let at = |branches: &dyn Fn(usize, usize) -> usize| {
-            distance(gradient, &self.reference.backward(&upstream, branches))
-        };
-        let gradient = at(&|node, unit| branches[node][unit].into());
+        let reference = |branch: &dyn Fn(usize, usize) -> usize| self.reference.backward(&upstream, branch);
         let logits = distance(logits, values.last().unwrap());
-        let mut score = Score { logits, gradient, images: 1, ..Score::default() };
+        let mut score = Score { logits, images: 1, ..Score::default() };
         for (node, (own, theirs)) in own.iter().zip(branches).enumerate() {
             assert_eq!(own.len(), theirs.len(), "node {node}");
             score.units += own.len();
@@ -155,9 +157,11 @@ impl<'a> Case<'a> {
                 score.kink = score.kink.max(self.kink(values, node, unit, theirs[unit]));
             }
         }
+        let truth = self.gradients[image].get_or_init(|| reference(&|node, unit| own[node][unit]));
+        score.free = distance(gradient, truth);
         match score.flips {
-            0 => (score.agreeing, score.free) = (1, gradient),
-            _ => score.free = at(&|node, unit| own[node][unit]),
+            0 => (score.agreeing, score.gradient) = (1, score.free),
+            _ => score.gradient = distance(gradient, &reference(&|node, unit| branches[node][unit].into())),
         }
         score
     }
@@ -472,6 +476,35 @@ fn logits_alone_are_the_logits_of_a_gradient_query() {
     })
     .unwrap();
     assert_eq!(alone, within);
+}
+
+/// A plan that compiles while rayon's threads ask it other questions must not wait for itself.
+#[test]
+fn queries_may_be_parallel_from_the_first() {
+    let graph = spec(r#"{"name": "cifar-resnet", "depth": 14}"#);
+    let weights = weights(&graph);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let plan = Plan::new(&graph, &weights).unwrap();
+    let x = Tensor::rand(0f32, 1.0, (12, 3, 32, 32), &Device::Cpu).unwrap();
+    let rows: Vec<_> = pool.install(|| {
+        let rows = (0..12).into_par_iter().map(|i| plan.logits(&x.narrow(0, i, 1).unwrap(), &[]).unwrap());
+        rows.map(|row| row.to_vec2::<f32>().unwrap().remove(0)).collect()
+    });
+    assert_eq!(rows, plan.logits(&x, &[]).unwrap().to_vec2::<f32>().unwrap());
+}
+
+#[test]
+fn not_a_number_shows() {
+    let graph = spec(r#"{"name": "resnet", "depth": 18, "classes": 7}"#);
+    let mut weights = weights(&graph);
+    let bias = weights.get_mut("layer2.0.bn1.bias").unwrap();
+    *bias = (bias.clone() * f64::NAN).unwrap();
+    for isa in Isa::available() {
+        let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
+        let x = Tensor::rand(0f32, 1.0, (1, 3, 64, 64), &Device::Cpu).unwrap();
+        let logits = plan.logits(&x, &[]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(logits.iter().all(|v| v.is_nan()), "{isa:?}: {logits:?}");
+    }
 }
 
 #[test]
