@@ -47,7 +47,6 @@ mod kernels;
 mod lower;
 mod memory;
 mod plan;
-mod simd;
 #[cfg(test)]
 mod tests;
 
