@@ -103,7 +103,7 @@ fn running_statistics_and_smaller_batches_are_those_of_autograd() {
         compiled.query(&x, &labels).unwrap();
         reference.loss(&x, &labels).unwrap();
         let expected = reference.weights().unwrap();
-        for (name, found) in compiled.weights().unwrap() {
+        for (name, found) in compiled.weights().unwrap().into_iter().filter(|(name, _)| name.contains(".running_")) {
             let error = crate::difference(&expected[&name], &found);
             assert!(error < 1e-5, "{name} after {n}: {error}");
         }
