@@ -180,24 +180,17 @@ impl Mask {
                     let out = self.out.at.wrapping_add(self.out.offset(0, y, 0) + c);
                     let from = self.from.at.wrapping_add(self.from.offset(0, y, 0) + c);
                     let mut x = 0;
-                    while x < self.columns {
+                    while x + CHAINS <= self.columns {
                         for chain in 0..CHAINS {
-                            if x + chain < self.columns {
-                                let at = dy.add((x + chain) * self.dy.pixel);
-                                let mut d = S::load(at);
-                                if MASKED {
-                                    let out = S::load(out.add((x + chain) * self.out.pixel));
-                                    d = S::if_greater(top, out, S::if_greater(out, zero, d, zero), zero);
-                                    S::store(at, d);
-                                }
-                                if SUMMED {
-                                    let z = S::load(from.add((x + chain) * self.from.pixel));
-                                    first[chain] = S::add(first[chain], d);
-                                    second[chain] = S::fma(d, S::sub(z, mean), second[chain]);
-                                }
-                            }
+                            let (z, sums) = ((mean, from), (&mut first[chain], &mut second[chain]));
+                            self.pixel::<S, MASKED, SUMMED>((dy, out), z, top, x + chain, sums);
                         }
                         x += CHAINS;
+                    }
+                    while x < self.columns {
+                        let (z, sums) = ((mean, from), (&mut first[0], &mut second[0]));
+                        self.pixel::<S, MASKED, SUMMED>((dy, out), z, top, x, sums);
+                        x += 1;
                     }
                 }
                 if SUMMED {
@@ -205,6 +198,33 @@ impl Mask {
                     S::store(self.sums.add(self.channels + c), total::<S>(second));
                 }
                 c += S::LANES;
+            }
+        }
+    }
+}
+
+impl Mask {
+    #[inline(always)]
+    unsafe fn pixel<S: Simd, const MASKED: bool, const SUMMED: bool>(
+        &self,
+        (dy, out): (*mut f32, *mut f32),
+        (mean, from): (S::V, *mut f32),
+        top: S::V,
+        x: usize,
+        (first, second): (&mut S::V, &mut S::V),
+    ) {
+        unsafe {
+            let zero = S::splat(0.0);
+            let at = dy.add(x * self.dy.pixel);
+            let mut d = S::load(at);
+            if MASKED {
+                let out = S::load(out.add(x * self.out.pixel));
+                d = S::if_greater(top, out, S::if_greater(out, zero, d, zero), zero);
+                S::store(at, d);
+            }
+            if SUMMED {
+                *first = S::add(*first, d);
+                *second = S::fma(d, S::sub(S::load(from.add(x * self.from.pixel)), mean), *second);
             }
         }
     }
@@ -249,7 +269,8 @@ impl Kernel for Unnormalise {
     }
 }
 
-/// Adds one image's share of a convolution's weight gradient: `to[tap][c][o] += sum over pixels of x[tap][c] dy[o]`.
+/// One image's share of a convolution's weight gradient: `to[tap][c][o] = sum over pixels of x[tap][c] dy[o]`, or added
+/// to what is there.
 pub(super) struct WeightGradient<'a> {
     /// The input; its steps include the stride.
     pub x: View<f32>,
@@ -262,6 +283,7 @@ pub(super) struct WeightGradient<'a> {
     pub rows: usize,
     pub columns: usize,
     pub to: *mut f32,
+    pub add: bool,
 }
 
 impl Kernel for WeightGradient<'_> {
@@ -364,7 +386,7 @@ impl WeightGradient<'_> {
             for c in 0..C {
                 for l in 0..L {
                     let to = to.add(c * self.outputs + l * S::LANES);
-                    let mut sum = S::load(to);
+                    let mut sum = if rows.0 > 0 || self.add { S::load(to) } else { S::splat(0.0) };
                     for u in 0..U {
                         sum = S::add(sum, sums[u][c][l]);
                     }

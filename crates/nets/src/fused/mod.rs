@@ -26,6 +26,8 @@ use kernels::{Affine, Mask, Moments, Unnormalise, WeightGradient};
 
 /// Groups of images with a sum of their own.
 const PARTS: usize = 16;
+/// Output channels whose weight gradients are summed at once.
+const COLUMNS: usize = 16;
 
 /// Floats that threads write in disjoint parts, on the boundaries of cache lines.
 #[derive(Default)]
@@ -294,9 +296,9 @@ impl Program {
     ///
     /// # Errors
     /// Those of `parameter`, which gives the numbers of a tensor by name.
-    pub(crate) fn load<E>(&mut self, parameter: impl Fn(String) -> Result<Vec<f32>, E>) -> Result<(), E> {
-        for layer in &mut self.layers {
-            let part = |name: &str, part: &str| parameter(format!("{name}.{part}"));
+    pub(crate) fn load<E: Send>(&mut self, parameter: impl Fn(String) -> Result<Vec<f32>, E> + Sync) -> Result<(), E> {
+        let part = |name: &str, part: &str| parameter(format!("{name}.{part}"));
+        self.layers.par_iter_mut().try_for_each(|layer| {
             match &mut layer.work {
                 Work::Conv(conv) => {
                     let bias = if conv.has_bias { Some(part(&conv.name, "bias")?) } else { None };
@@ -308,8 +310,8 @@ impl Program {
                 }
                 _ => {}
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Logits of `n` images, `(n, classes)`.
@@ -351,12 +353,11 @@ impl Program {
         let mut found = Found { gradients: BTreeMap::new(), statistics: vec![] };
         for phase in self.backward.clone() {
             let groups = self.each_group(n, |group, images| {
-                // SAFETY: a group's memory is its own.
-                unsafe { self.parts.0.at(group * self.parts.1).write_bytes(0, self.parts.1) };
+                let first = images.start;
                 for image in images {
                     for index in phase.clone().rev() {
                         // SAFETY: as in the forward pass, and a buffer is used again only by the same image.
-                        unsafe { self.backward_image(index, group, image) };
+                        unsafe { self.backward_image(index, (group, image == first), image) };
                     }
                 }
             });
@@ -369,7 +370,7 @@ impl Program {
 
     /// Calls `f(group, its images)`, and answers with the number of groups.
     fn each_group(&self, n: usize, f: impl Fn(usize, Range<usize>) + Sync) -> usize {
-        let size = n.div_ceil(PARTS).max(1);
+        let size = n.div_ceil(PARTS).max(2);
         let groups = n.div_ceil(size);
         (0..groups)
             .into_par_iter()
@@ -456,7 +457,7 @@ impl Program {
         }
     }
 
-    unsafe fn backward_image(&self, index: usize, group: usize, image: usize) {
+    unsafe fn backward_image(&self, index: usize, group: (usize, bool), image: usize) {
         let layer = &self.layers[index];
         let plane = self.planes[layer.output];
         let (rows, columns, channels) = (plane.height, plane.width, plane.padded);
@@ -519,13 +520,14 @@ impl Program {
         }
     }
 
-    unsafe fn convolution_back(&self, layer: &Layer, conv: &Convolution, group: usize, image: usize) {
+    /// The gradients of a convolution; of the group it is told the number, and whether this is its first image.
+    unsafe fn convolution_back(&self, layer: &Layer, conv: &Convolution, (group, first): (usize, bool), image: usize) {
         let (isa, plane) = (self.isa, self.planes[layer.output]);
         let (rows, columns, channels) = (plane.height, plane.width, plane.padded);
         let dy = self.gradient(layer.dy, layer.output, image);
         let at = self.scratch.0.at(group * self.scratch.1);
         unsafe {
-            at.write_bytes(0, conv.dy.image());
+            clear_border(at, &conv.dy);
             let to = View {
                 at: at.add(conv.dy.border * (conv.dy.row() + channels)),
                 image: 0,
@@ -547,9 +549,12 @@ impl Program {
             let x = self.value(layer.inputs[0], image).every(conv.stride, 0, 0);
             let part = self.parts.0.at(group * self.parts.1 + conv.part);
             let (taps, inputs, outputs) = (&conv.taps[..], conv.inputs, channels);
-            isa.run(&WeightGradient { x, taps, inputs, dy, outputs, rows, columns, to: part });
+            isa.run(&WeightGradient { x, taps, inputs, dy, outputs, rows, columns, to: part, add: !first });
             if conv.has_bias {
                 let to = part.add(taps.len() * inputs * outputs);
+                if first {
+                    to.write_bytes(0, channels);
+                }
                 for i in 0..plane.pixels() {
                     let dy = dy.at.add(dy.offset(0, i / columns, i % columns));
                     (0..channels).for_each(|c| *to.add(c) += *dy.add(c));
@@ -587,26 +592,50 @@ impl Program {
             }
             Work::Conv(conv) => {
                 let (parts, size) = (self.parts.0.numbers(), self.parts.1);
-                let mut sum = parts[conv.part..][..conv.floats()].to_vec();
-                sum.par_chunks_mut(1 << 12).enumerate().for_each(|(chunk, sum)| {
-                    for group in 1..groups {
-                        let part = &parts[group * size + conv.part + (chunk << 12)..][..sum.len()];
-                        sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                let (inputs, outputs, area) = (conv.inputs, conv.outputs, conv.taps.len());
+                // The groups' sums, of some output channels.
+                let sum = |row: usize, first: usize, sums: &mut [f32]| {
+                    sums.fill(0.0);
+                    for group in 0..groups {
+                        let part = &parts[group * size + conv.part + row * padded + first..][..sums.len()];
+                        sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                    }
+                };
+                let mut dw = vec![0.0; outputs * inputs * area];
+                dw.par_chunks_mut(COLUMNS * inputs * area).enumerate().for_each(|(chunk, dw)| {
+                    let mut sums = [0.0; COLUMNS];
+                    let sums = &mut sums[..dw.len() / (inputs * area)];
+                    for row in 0..area * inputs {
+                        sum(row, chunk * COLUMNS, sums);
+                        let to = row % inputs * area + row / inputs;
+                        dw[to..].iter_mut().step_by(inputs * area).zip(&*sums).for_each(|(dw, sum)| *dw = *sum);
                     }
                 });
-                let (inputs, outputs, area) = (conv.inputs, conv.outputs, conv.taps.len());
-                let mut dw = vec![0.0; outputs * inputs * area];
-                for (row, sum) in sum.chunks(padded).take(area * inputs).enumerate() {
-                    let (tap, c) = (row / inputs, row % inputs);
-                    (0..outputs).for_each(|o| dw[(o * inputs + c) * area + tap] = sum[o]);
-                }
                 found.gradients.insert(format!("{}.weight", conv.name), dw);
                 if conv.has_bias {
-                    let db = sum[area * inputs * padded..][..outputs].to_vec();
+                    let mut db = vec![0.0; outputs];
+                    sum(area * inputs, 0, &mut db);
                     found.gradients.insert(format!("{}.bias", conv.name), db);
                 }
             }
             _ => {}
+        }
+    }
+}
+
+/// Writes the zeros around an image.
+unsafe fn clear_border(at: *mut f32, plane: &Plane) {
+    let side = plane.border * plane.padded;
+    let rows = plane.height + 2 * plane.border;
+    for y in 0..rows {
+        let row = at.wrapping_add(y * plane.row());
+        unsafe {
+            if y < plane.border || y >= rows - plane.border {
+                row.write_bytes(0, plane.row());
+            } else {
+                row.write_bytes(0, side);
+                row.add(plane.row() - side).write_bytes(0, side);
+            }
         }
     }
 }
