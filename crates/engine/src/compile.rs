@@ -11,7 +11,7 @@ use crate::lower::{Act, Filter, Kind, Network, Step};
 use crate::memory::{Border, Floats, Layout, Slots};
 use crate::passes::{Algorithm, Draft, Form, Pass, Sweep, backward_sweeps, form, forward_sweep};
 use crate::places::{Back, Place, Segment, backward, backward_places, forward_places, segments};
-use crate::simd::Isa;
+use simd::Isa;
 
 /// A value's shape and place.
 pub(crate) struct Value {

@@ -3,9 +3,10 @@
 use candle_core::Result;
 
 use crate::Plan;
-use crate::compile::{Algorithm, Pass, Work};
+use crate::compile::Work;
 use crate::kernels::winograd::TILE;
 use crate::lower::Kind;
+use crate::passes::{Algorithm, Pass};
 
 /// Multiplications of the convolutions and linear layers of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,7 +50,6 @@ mod memory;
 mod passes;
 mod places;
 mod plan;
-mod simd;
 #[cfg(test)]
 mod tests;
 
