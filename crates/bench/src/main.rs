@@ -78,7 +78,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let plan = Plan {
         rounds: arguments.rounds.unwrap_or(if arguments.quick { 3 } else { 5 }),
-        seconds: if arguments.quick { 0.3 } else { 0.5 },
+        seconds: if arguments.quick { 0.2 } else { 0.5 },
         quick: arguments.quick,
         compile,
         stages: Stages { bin: &arguments.bin, data_root: arguments.data_root.as_deref(), folder: folder.path() },
