@@ -5,6 +5,8 @@ DATA_ROOT  ?=#                  folder of local images and weights (pipelines/so
 SHARDS     ?= 1#                parts per attack
 RUN        ?=#                  put before finetune and attack: RUN="srun --gres=gpu:1" with -j
 DEVICE     ?= auto#             auto, cpu or cuda
+PYTHON     ?= python3#          a Python with torch and torchvision, for bench-torch
+QUICK      ?=#                  1: bench with fewer repeats, in minutes
 BIN        ?= target/release#   where the binaries are
 CARGOFLAGS ?=#                  passed on to cargo
 BUILD      ?= cargo build --release --bins $(CARGOFLAGS)
@@ -19,13 +21,13 @@ PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-ifneq ($(filter-out help build test lint inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help build test lint bench bench-torch inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
 	@$(PLAN)
 
-.PHONY: all build test lint inspect verify cost list gc clean help $(PIPELINES)
+.PHONY: all build test lint bench bench-torch inspect verify cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
@@ -42,6 +44,14 @@ test: ## run every test
 lint: ## formatting and clippy
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets $(CARGOFLAGS) -- -D warnings
+
+BENCH = $(BIN)/bench --bin $(BIN) $(if $(QUICK),--quick) $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
+
+bench: build ## how fast the engine is: gradient queries, forward passes, votes, training
+	@$(BENCH)
+
+bench-torch: build ## the same beside PyTorch's, to data/report/bench; QUICK=1: in five minutes
+	@$(BENCH) --torch $(PYTHON) --out data/report/bench
 
 inspect: build ## what an artifact holds and where it came from: make inspect A=data/attack/.../part-0-of-1.parquet
 	@$(BIN)/inspect $(or $(A),$(error name the artifact: make inspect A=data/attack/.../part-0-of-1.parquet))
@@ -63,7 +73,7 @@ clean: ## delete everything under data/ but what is tracked
 
 help: ## this list
 	@echo 'Targets:'
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 	@echo; echo 'Variables, with their defaults:'
 	@sed -n 's/^\([A-Z_]*\) *?= *\([^#]*\)#* *\(.*\)/\1|\2|\3/p' Makefile | awk -F'|' '{ printf "  %-12s %-16s %s\n", $$1, $$2, $$3 }'
 	@echo; echo 'Pipelines, each a target:'

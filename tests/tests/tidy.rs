@@ -171,6 +171,7 @@ fn schemas_are_documented_column_by_column() {
         (artifact::AttackRow::KIND, artifact::AttackRow::schema()),
         (artifact::TheoryRow::KIND, artifact::TheoryRow::schema()),
         (artifact::ReportRow::KIND, artifact::ReportRow::schema()),
+        (artifact::BenchRow::KIND, artifact::BenchRow::schema()),
         (artifact::TimingRow::KIND, artifact::TimingRow::schema()),
     ];
     for (kind, schema) in schemas {

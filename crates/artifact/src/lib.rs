@@ -18,7 +18,7 @@ pub use error::{Error, Result};
 pub use exit::{Exit, Panic, caught};
 pub use provenance::{Provenance, Shard};
 pub use read::{Reader, provenance, read, sha256};
-pub use rows::{AttackRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow};
+pub use rows::{AttackRow, BenchRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow};
 pub use write::{Writer, write_atomic};
 
 /// A struct that is one row of one kind of artifact.

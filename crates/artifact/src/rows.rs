@@ -147,6 +147,31 @@ pub struct ReportRow {
     pub paper: Option<f64>,
 }
 
+/// One work of the benchmark, beside PyTorch's (`bench`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchRow {
+    /// `gradient` (forward, and gradient with respect to the image), `logits` (forward), `votes` or `train`.
+    pub work: String,
+    /// The network.
+    pub model: String,
+    /// What it is given, as `3x32x32`.
+    pub input: String,
+    /// Images in one evaluation.
+    pub batch: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Images per second of this system, the median over rounds.
+    pub ours_per_second: f64,
+    /// Images per second of PyTorch's best variant by the median over rounds.
+    pub torch_best_per_second: f64,
+    /// That variant.
+    pub torch_variant: String,
+    /// The former over the latter.
+    pub ratio: f64,
+    /// The processor, and how many of it.
+    pub machine: String,
+}
+
 /// Where the time went; written beside an artifact, never inside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimingRow {
@@ -210,6 +235,20 @@ table!(
     forward_queries,
     backward_queries,
     paper
+);
+table!(
+    BenchRow,
+    "bench",
+    work,
+    model,
+    input,
+    batch,
+    threads,
+    ours_per_second,
+    torch_best_per_second,
+    torch_variant,
+    ratio,
+    machine
 );
 table!(TimingRow, "timing", work, count, seconds);
 

@@ -11,7 +11,7 @@ use crate::lower::{Act, Filter, Kind, Network, Step};
 use crate::memory::{Border, Floats, Layout, Slots};
 use crate::passes::{Algorithm, Draft, Form, Pass, Sweep, backward_sweeps, form, forward_sweep};
 use crate::places::{Back, Place, Segment, backward, backward_places, forward_places, segments};
-use crate::simd::Isa;
+use simd::Isa;
 
 /// A value's shape and place.
 pub(crate) struct Value {
@@ -148,6 +148,7 @@ impl Compiler<'_> {
             let [_, in_rows, in_columns] = self.shapes[step.input];
             let (filter, forward, backward) = match &step.kind {
                 Kind::Dense(filter) if step.input == 0 => (filter, Form::Dense, Form::Stem),
+                Kind::Dense(filter) if self.network.direct => (filter, Form::Dense, Form::Dense),
                 Kind::Dense(filter) => (filter, form(filter, rows, columns), form(filter, in_rows, in_columns)),
                 Kind::Depthwise(filter) => (filter, Form::Depthwise, Form::Depthwise),
                 _ => {

@@ -42,6 +42,7 @@
 //! branches agree, and there is none where they do not.
 
 mod compile;
+mod count;
 mod execute;
 mod kernels;
 mod lower;
@@ -49,9 +50,9 @@ mod memory;
 mod passes;
 mod places;
 mod plan;
-mod simd;
 #[cfg(test)]
 mod tests;
 
+pub use count::Multiplications;
 pub use plan::Plan;
 pub use simd::Isa;

@@ -73,6 +73,8 @@ pub(crate) struct Network {
     pub std: Vec<f64>,
     pub steps: Vec<Step>,
     pub classes: usize,
+    /// Whether Winograd's algorithm is left out.
+    pub direct: bool,
 }
 
 fn parameter(weights: &Weights, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
@@ -291,5 +293,5 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
     if values[count - 1] != Some(steps.len()) || steps.is_empty() {
         bail!("the last node must give the logits");
     }
-    Ok(Network { mean: mean.clone(), std: std.clone(), steps, classes: graph.classes })
+    Ok(Network { mean: mean.clone(), std: std.clone(), steps, classes: graph.classes, direct: false })
 }

@@ -1,9 +1,9 @@
 //! Convolutions as passes: which pixels a sweep reads, which kernel does it, and the weights packed for it.
 
-use crate::kernels::{dense, split, stem, winograd};
+use crate::kernels::{split, stem, winograd};
 use crate::lower::Filter;
 use crate::memory::{Border, Floats, Layout};
-use crate::simd::Isa;
+use simd::{Isa, dense};
 
 /// A sweep over output pixels: what each reads and where it goes, in pixels.
 pub(crate) struct Sweep {

@@ -120,6 +120,16 @@ impl Plan {
         Ok(Self { network: lower(graph, weights)?, isa, sizes: Mutex::default() })
     }
 
+    /// The same plan without Winograd's algorithm: what benchmarks and tests compare with.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn direct(graph: &Graph, weights: &Weights) -> Result<Self> {
+        let mut plan = Self::new(graph, weights)?;
+        plan.network.direct = true;
+        Ok(plan)
+    }
+
     /// Compiles the network for images of `rows x columns` pixels, if that was not done yet; a query does it unasked.
     ///
     /// # Errors

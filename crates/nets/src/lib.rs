@@ -5,6 +5,7 @@
 //! them.
 
 mod fold;
+mod fused;
 pub mod graph;
 mod network;
 pub mod ops;
@@ -16,6 +17,7 @@ pub mod weights;
 pub use fold::fold;
 pub use graph::{Conv, Graph, Id, Node, Op, Padding};
 pub use network::Network;
+pub use simd::Isa;
 pub use spec::Spec;
 pub use train::{AdamW, Trainee};
 

@@ -33,7 +33,7 @@ pub struct Finetune;
 
 impl Stage for Finetune {
     const NAME: &'static str = "finetune";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const ABOUT: &'static str = "Weights of a network: imported, or trained on clean or defended images";
     type Params = Params;
     type Row = FinetuneRow;

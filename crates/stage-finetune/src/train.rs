@@ -3,9 +3,11 @@
 use std::{path::Path, time::Instant};
 
 use artifact::FinetuneRow;
-use candle_core::DType;
 use game::Classifier as _;
-use nets::{AdamW, Graph, Network, Trainee, Weights, train::Settings};
+use nets::{
+    AdamW, Graph, Network, Trainee, Weights,
+    train::{Query, Settings},
+};
 use stage::{Context, Invalid};
 
 use crate::{
@@ -114,12 +116,11 @@ impl Run<'_> {
                 break;
             }
             let (x, labels) = self.data.training(epoch, batch)?;
-            let (loss, logits) = trainee.loss(&x.to_device(&self.ctx.device)?, &labels)?;
-            let value = f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            let Query { loss: value, logits, gradients } = trainee.query(&x.to_device(&self.ctx.device)?, &labels)?;
             if !value.is_finite() {
                 return Err(self.diverged(epoch, &format!("the loss of step {} is {value}", steps + 1)));
             }
-            optimiser.step(trainee, &loss.backward()?, rate)?;
+            optimiser.step(trainee, &gradients, rate)?;
             steps += 1;
             images += batch.len() as u64;
             right += u64::from(correct(&logits, &labels)?);

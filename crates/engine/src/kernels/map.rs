@@ -1,7 +1,7 @@
 //! Pooling, sub-sampling and sums: kernels that are bound by memory.
 
 use super::{Finish, View};
-use crate::simd::{Kernel, Simd};
+use simd::{Kernel, Simd};
 
 /// The most floats in a vector.
 const WIDEST: usize = 16;

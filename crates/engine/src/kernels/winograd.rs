@@ -2,7 +2,7 @@
 //! has 144.
 
 use super::{CLAMP, CLAMP_AND_MARK, End, Finish, LINEAR, MASKED, Spot, View, tiles};
-use crate::simd::{Kernel, Simd};
+use simd::{Kernel, Simd};
 
 /// Outputs of a tile in each direction.
 pub(crate) const TILE: usize = 4;

@@ -2,8 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::{Finish, Spot, View, tiles};
-use crate::simd::{Kernel, Simd};
+use crate::{Finish, Kernel, Simd, Spot, View, tiles};
 
 /// Pixels whose offsets are worked out at once.
 const CHUNK: usize = 64;
@@ -13,7 +12,7 @@ const ROOM: usize = 8 * 3 * 16;
 /// `to(y, x) = sum over taps and k < run of from(y, x)[tap + k] * weight`, over `rows x columns` pixels of `images`.
 ///
 /// `weights` is packed by [`pack`]; `from`'s steps include the stride.
-pub(crate) struct Dense<'a> {
+pub struct Dense<'a> {
     pub from: View<f32>,
     pub taps: &'a [isize],
     pub run: usize,
@@ -27,7 +26,7 @@ pub(crate) struct Dense<'a> {
 }
 
 /// Packs a matrix of `depth` rows and `blocks` vectors of columns: block by block, row by row.
-pub(crate) fn pack(blocks: &[usize], lanes: usize, depth: usize, out: &mut [f32], at: impl Fn(usize, usize) -> f32) {
+pub fn pack(blocks: &[usize], lanes: usize, depth: usize, out: &mut [f32], at: impl Fn(usize, usize) -> f32) {
     let (mut first, mut out) = (0, out.iter_mut());
     for &block in blocks {
         for k in 0..depth {

@@ -5,7 +5,18 @@
 //! multiply-add and the portable path does not, so the last bits of a result depend on the path, and on nothing else
 //! about the machine.
 
-/// The instruction sets a plan can be compiled for.
+#![expect(missing_docs, clippy::missing_safety_doc, reason = "operations and fields that say what they are")]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over indices become registers; iterators may not"
+)]
+
+pub mod dense;
+pub mod view;
+
+pub use view::{Finish, Spot, View};
+
+/// The instruction sets there are code paths for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers.
@@ -45,7 +56,7 @@ impl Isa {
     }
 
     /// Floats in a vector.
-    pub(crate) fn lanes(self) -> usize {
+    pub fn lanes(self) -> usize {
         match self {
             Self::Avx512 => 16,
             Self::Avx2 | Self::Portable => 8,
@@ -53,7 +64,7 @@ impl Isa {
     }
 
     /// The widest register tile in vectors of output channels.
-    pub(crate) fn widest(self) -> usize {
+    pub fn widest(self) -> usize {
         match self {
             Self::Avx512 | Self::Avx2 => 3,
             Self::Portable => 1,
@@ -64,7 +75,7 @@ impl Isa {
     ///
     /// # Safety
     /// The processor must have the instruction set, and the kernel's pointers must be valid for what it does.
-    pub(crate) unsafe fn run<K: Kernel>(self, kernel: &K) {
+    pub unsafe fn run<K: Kernel>(self, kernel: &K) {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { x86::avx512(kernel) },
@@ -76,12 +87,12 @@ impl Isa {
 }
 
 /// Work over vectors of any width. `run` must be `#[inline(always)]`, as must all it calls with a vector in hand.
-pub(crate) trait Kernel {
+pub trait Kernel {
     unsafe fn run<S: Simd>(&self);
 }
 
 /// A vector of f32.
-pub(crate) trait Simd: Copy + 'static {
+pub trait Simd: Copy + 'static {
     type V: Copy;
     /// Floats in a vector.
     const LANES: usize;
@@ -117,7 +128,7 @@ pub(crate) trait Simd: Copy + 'static {
 
 /// Eight floats and no intrinsics.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable;
+pub struct Portable;
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {
