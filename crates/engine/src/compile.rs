@@ -5,10 +5,10 @@ use std::ops::Range;
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use crate::kernels::{map::Window, split, winograd};
+use crate::kernels::{dense, map::Window, split, winograd};
 use crate::lower::{Act, Filter, Kind, Network, Step};
 use crate::memory::{Border, Buffer, Floats, Layout, Slots, Use};
-use simd::{Isa, dense};
+use crate::simd::Isa;
 
 /// A value's shape and place.
 pub(crate) struct Value {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::compile::{Algorithm, Back, Compiled, Pass, Stage, Value, Work};
+use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
 use crate::kernels::stem::{Planes, Stem};
@@ -10,7 +11,6 @@ use crate::kernels::winograd::Winograd;
 use crate::kernels::{End, Finish, View};
 use crate::lower::Act;
 use crate::memory::{Floats, Layout};
-use simd::dense::Dense;
 
 /// Images on their way through a network: the memory of one thread.
 ///

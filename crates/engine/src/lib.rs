@@ -50,5 +50,6 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use ::simd;
 pub use plan::Plan;
 pub use simd::Isa;

@@ -1,7 +1,7 @@
 //! Depthwise convolution: lanes are channels, and each sees only itself.
 
 use super::{Finish, View};
-use simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd};
 
 /// `to(y, x)[c] = sum over taps of from(y, x)[tap + c] * weights[tap][c]`.
 pub(crate) struct Depthwise<'a> {

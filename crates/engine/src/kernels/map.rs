@@ -1,7 +1,7 @@
 //! Pooling, sub-sampling and sums: kernels that are bound by memory.
 
 use super::{Finish, View};
-use simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd};
 
 /// The most floats in a vector.
 const WIDEST: usize = 16;

@@ -1,4 +1,4 @@
-//! The inner loops, each written once over [`Simd`](simd::Simd).
+//! The inner loops, each written once over [`Simd`](crate::simd::Simd).
 //!
 //! Activations are NHWC with the channels padded to whole vectors (the padding is zero) and a border of zeros, so no
 //! kernel checks bounds. Every output is one sum in one fixed order, whatever the tile it falls in: tiles may cross
@@ -12,9 +12,9 @@
 pub(crate) mod depthwise;
 pub(crate) mod map;
 pub(crate) mod stem;
-pub(crate) mod winograd;
 
 pub(crate) use simd::{
-    Finish, View, tiles,
-    view::{CLAMP, CLAMP_AND_MARK, End, LINEAR, MASKED, Spot, split},
+    Finish, View, dense, tiles,
+    view::{End, split},
+    winograd,
 };

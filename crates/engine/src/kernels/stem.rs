@@ -1,7 +1,7 @@
 //! The gradient with respect to the image: few channels, so the lanes are columns of a row.
 
 use super::View;
-use simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd};
 
 /// Vectors of columns in a register tile.
 pub(crate) const ACROSS: usize = 2;

@@ -1,19 +1,21 @@
 //! Winograd's F(4x4, 3x3) (Lavin and Gray 2016, section 4.3): 36 multiplications for 16 outputs where the direct sum
 //! has 144.
 
-use super::{CLAMP, CLAMP_AND_MARK, End, Finish, LINEAR, MASKED, Spot, View, tiles};
-use simd::{Kernel, Simd};
+use crate::{
+    Finish, Kernel, Simd, Spot, View, tiles,
+    view::{CLAMP, CLAMP_AND_MARK, End, LINEAR, MASKED},
+};
 
 /// Outputs of a tile in each direction.
-pub(crate) const TILE: usize = 4;
+pub const TILE: usize = 4;
 /// Inputs of a tile in each direction, and the side of the transformed kernel.
-pub(crate) const SIDE: usize = 6;
+pub const SIDE: usize = 6;
 
 /// Kernels transformed together: a divisor of every vector.
-pub(crate) const TOGETHER: usize = 8;
+pub const TOGETHER: usize = 8;
 
 /// 3x3 kernels transformed, `G g G^T` row by row, in f64 and rounded once; `g(y, x, i)` is of kernel `i`.
-pub(crate) fn transform(g: impl Fn(usize, usize, usize) -> f64) -> [[[f32; TOGETHER]; SIDE]; SIDE] {
+pub fn transform(g: impl Fn(usize, usize, usize) -> f64) -> [[[f32; TOGETHER]; SIDE]; SIDE] {
     type Many = [f64; TOGETHER];
     fn line(g: [Many; 3]) -> [Many; SIDE] {
         let mut out = [[0.0; TOGETHER]; SIDE];
@@ -35,12 +37,12 @@ pub(crate) fn transform(g: impl Fn(usize, usize, usize) -> f64) -> [[[f32; TOGET
 }
 
 /// A 3x3 convolution of stride 1. `from` points at the input under the kernel's first tap for output (0, 0).
-pub(crate) struct Winograd<'a> {
+pub struct Winograd<'a> {
     pub from: View<f32>,
     /// Input channels that are not padding, and all of them.
     pub depth: usize,
     pub depth_padded: usize,
-    /// 36 matrices packed by [`pack`](super::dense::pack), row by row of the transformed kernel.
+    /// 36 matrices packed by [`pack`](crate::dense::pack), row by row of the transformed kernel.
     pub weights: *const f32,
     pub blocks: &'a [usize],
     pub images: usize,
@@ -77,7 +79,7 @@ fn matrix_step(floats: usize) -> usize {
 }
 
 /// Floats of scratch for `chunk` tiles.
-pub(crate) fn scratch(chunk: usize, inputs: usize, outputs: usize) -> usize {
+pub fn scratch(chunk: usize, inputs: usize, outputs: usize) -> usize {
     SIDE * SIDE * (matrix_step(chunk * inputs) + matrix_step(chunk * outputs))
 }
 
