@@ -14,7 +14,7 @@ pub(crate) mod map;
 pub(crate) mod stem;
 
 pub(crate) use simd::{
-    Finish, View, dense, tiles,
+    Finish, View, dense,
     view::{End, split},
     winograd,
 };

@@ -3,8 +3,11 @@
 //! Autograd ([`crate::Trainee::loss`]) is the reference. Here activations are NHWC with channels padded to whole vectors
 //! and a border of zeros, in buffers that are kept from step to step, and an image passes through as many layers as it
 //! can while it is in the cache: only a batch's statistics, and the sums that carry gradients through them, make all
-//! images wait for each other. Images belong to at most [`PARTS`] groups, which rayon's threads share out; whatever is
-//! summed over images is summed within the group, then over the groups in order, so that no number depends on threads.
+//! images wait for each other. 3x3 convolutions of stride 1 are done by Winograd's F(4x4, 3x3) where its tiles fit the
+//! plane, the gradient of the weights always by its definition.
+//!
+//! Images belong to at most [`PARTS`] groups, which rayon's threads share out; whatever is summed over images is summed
+//! within the group, then over the groups in order, so that no number depends on threads.
 
 mod build;
 mod kernels;
@@ -181,7 +184,7 @@ const WINOGRAD: usize = 192 << 10;
 impl Form {
     /// The form of a convolution to a `rows x columns` plane.
     fn of(kernel: usize, stride: usize, from: Plane, to: Plane, rows: usize, columns: usize) -> Self {
-        let whole = rows % winograd::TILE == 0 && columns % winograd::TILE == 0;
+        let whole = [rows, columns].iter().all(|size| size.is_multiple_of(winograd::TILE));
         match kernel == 3 && stride == 1 && whole && from.channels.min(to.channels) >= 8 {
             true => {
                 let tile = winograd::SIDE * winograd::SIDE * (from.padded + to.padded);
@@ -338,7 +341,7 @@ pub(crate) struct Program {
     scratch: (Memory, usize),
     /// By group: sums of weight gradients, and floats of one group.
     parts: (Memory, usize),
-    /// By group: what Winograd's tiles are transformed to, and floats of one group.
+    /// By group: Winograd's transformed tiles, and floats of one group.
     tiles: (Memory, usize),
     /// Layers that an image passes through without waiting for the others.
     forward: Vec<Range<usize>>,
