@@ -10,7 +10,7 @@ use attacks::{Attack, Pgd, Victim};
 use candle_core::{Device, Tensor};
 use defenses::{GaussianNoise, Rotation};
 use engine::Plan;
-use game::{Classifier, Defense, Goal, Key, Phase, interval::wilson, vote::majority};
+use game::{Classifier, Defense, Goal, Key, Phase, vote::majority, wilson};
 use nets::{Network, Spec, weights};
 use parquet::{
     file::reader::{FileReader, SerializedFileReader},
@@ -66,7 +66,7 @@ fn outcomes(net: &dyn Classifier, defense: &dyn Defense, x: &Tensor, labels: &[u
     let pgd = Pgd { eps: "4/255".parse().unwrap(), ..Pgd::default() };
     let mut attacked = None;
     let goal = Goal::Untargeted(labels.to_vec());
-    pgd.run(&victim, x, &goal, &keys, &mut |snapshot| {
+    pgd.run(&victim, x, &goal, &keys, None, &mut |snapshot| {
         attacked = Some(snapshot.x);
         Ok(())
     })
