@@ -132,7 +132,7 @@ impl Distance {
             let most = a.iter().fold(0f64, |most, &a| most.max(f64::from(a).abs()));
             let apart = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
             // A NaN must not pass for agreement.
-            apart.fold(0.0, |most, d| if d <= most { most } else { d }) / most
+            apart.fold(0.0, |most, d| if d <= most || most.is_nan() { most } else { d }) / most
         };
         let length: usize = ours.iter().map(Vec::len).sum();
         if length != theirs.len() {

@@ -113,6 +113,18 @@ impl Report {
                 row.ratio,
             );
         }
+        if self.crowded() {
+            page.push_str(
+                "\nThe load was above the number of cores: PyTorch's threads wait for the slowest of them at every layer, so \
+                 rows of several threads flatter this system and are no measurement.\n",
+            );
+        }
+    }
+
+    /// Whether rows of several threads were measured on a machine with other work.
+    fn crowded(&self) -> bool {
+        let several = self.works.iter().filter(|measured| measured.work.cores() > 1);
+        several.into_iter().any(|measured| measured.load.is_some_and(|load| load > 1.5 * cores() as f64))
     }
 
     /// What comes from fewer multiplications, and what from better code.

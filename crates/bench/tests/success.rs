@@ -96,7 +96,7 @@ fn attacks_succeed_as_often_through_the_engine_as_through_autograd() {
     let weights = weights::prepare(&graph, weights::load(&path).unwrap(), &path).unwrap();
     let (plan, network) = (Plan::new(&graph, &weights).unwrap(), Network::new(&graph, &weights, &Device::Cpu).unwrap());
     let (x, labels) = images(&table);
-    let noise = GaussianNoise { sigma: 0.1, clip: true, ..GaussianNoise::default() };
+    let noise = GaussianNoise { sigma: 0.05, clip: true, ..GaussianNoise::default() };
     let rotation: Rotation = serde_json::from_str(r#"{"degrees": 30}"#).unwrap();
     for defense in [&noise as &dyn Defense, &rotation] {
         let engine = outcomes(&plan, defense, &x, &labels);
