@@ -194,8 +194,22 @@ fn tensor(images: &Images) -> candle_core::Result<Tensor> {
 impl Distance {
     fn between(from: &[f32], to: &[f32]) -> Self {
         let changes = || to.iter().zip(from).map(|(&to, &from)| f64::from(to) - f64::from(from));
-        // Comparing this way keeps a NaN.
-        let linf = changes().fold(0.0, |most, change| if change.abs() <= most { most } else { change.abs() });
+        // Once a NaN, always a NaN.
+        let larger = |most: f64, change: f64| if change.abs() > most || change.is_nan() { change.abs() } else { most };
+        let linf = changes().fold(0.0, larger);
         Self { linf, l2: changes().map(|change| change * change).sum::<f64>().sqrt() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distance_is_the_largest_and_the_euclidean_and_forgets_no_nan() {
+        let distance = Distance::between(&[0.0, 0.5, 1.0], &[0.25, 0.5, 0.5]);
+        assert_eq!(distance, Distance { linf: 0.5, l2: 0.3125f64.sqrt() });
+        let distance = Distance::between(&[0.0, 0.5, 1.0], &[f32::NAN, 0.5, 0.5]);
+        assert!(distance.linf.is_nan() && distance.l2.is_nan());
     }
 }
