@@ -57,7 +57,7 @@ inspect: build ## what an artifact holds and where it came from: make inspect A=
 	@$(BIN)/inspect $(or $(A),$(error name the artifact: make inspect A=data/attack/.../part-0-of-1.parquet))
 
 verify: build ## check the digests of every artifact's inputs and weights
-	@find data -name '*.parquet' ! -name '*.timing.parquet' ! -path 'data/record/*' -exec $(BIN)/inspect --verify {} +
+	@find data -name '*.parquet' ! -name '*.timing.parquet' ! -path 'data/record/*' -exec env DATA_ROOT='$(DATA_ROOT)' $(BIN)/inspect --verify {} +
 
 cost: build ## gradient queries, votes and training images of every pipeline at SCALE
 	@$(PLAN) --cost

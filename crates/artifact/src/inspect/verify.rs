@@ -127,11 +127,13 @@ fn chain(error: &Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Where an input is: its path as recorded, from the folder above the artifact where the stage ran, or from here.
+/// Where an input is: its path as recorded, from the folder above the artifact where the stage ran, from here, or from
+/// the folder of local data that `DATA_ROOT` names.
 fn locate(input: &str, artifact: &Path) -> PathBuf {
     let artifact = artifact.canonicalize().unwrap_or_else(|_| artifact.to_owned());
     let above = artifact.ancestors().skip(1).map(|folder| folder.join(input));
-    let found = above.into_iter().find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(input));
+    let local = std::env::var_os("DATA_ROOT").filter(|root| !root.is_empty()).map(|root| Path::new(&root).join(input));
+    let found = above.chain(local).find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(input));
     // Shown as it was recorded where that is the same file.
     let same = matches!((found.canonicalize(), Path::new(input).canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same { PathBuf::from(input) } else { found }

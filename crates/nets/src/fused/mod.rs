@@ -226,8 +226,8 @@ impl Form {
                     let mut g = [[0.0; winograd::TOGETHER]; 9];
                     for (tap, g) in g.iter_mut().enumerate() {
                         let tap = if turned { 8 - tap } else { tap };
-                        for i in 0..winograd::TOGETHER.min(outputs.saturating_sub(first + o)) {
-                            g[i] = f64::from(of(tap, c, first + o + i));
+                        for (g, o) in g.iter_mut().zip(first + o..outputs) {
+                            *g = f64::from(of(tap, c, o));
                         }
                     }
                     let mut u = [[0.0; winograd::TOGETHER]; winograd::SIDE * winograd::SIDE];
