@@ -175,7 +175,7 @@ pub struct BenchRow {
 /// Where the time went; written beside an artifact, never inside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimingRow {
-    /// What was done: `gradient_queries`, `votes`, `epoch`, `read`, ...
+    /// What was done: `attack_queries` (forward evaluations), `votes`, `epoch`, `read`, ...
     pub work: String,
     /// How many of them.
     pub count: u64,

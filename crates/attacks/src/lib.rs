@@ -1,23 +1,44 @@
 //! Attacks, one file each, and the victim where network, defense, BPDA and EOT meet.
 //!
 //! To add one: write its file (parameters, arithmetic, reference, unit test) and name it in the `catalogue!` below. The
-//! parameter files, listings and contract tests take it from there.
+//! parameter files, listings and contract tests take it from there. Attacks that take steps share the loop in `ascent`:
+//! it asks the victim, applies the stop rule, counts queries image by image, checks the ball and takes the snapshots, so
+//! that an attack is its step.
 
+mod adam;
+mod aggmo;
+mod apgd;
+mod ascent;
 mod attack;
 mod ball;
+mod check;
+mod evolution_strategy;
+mod gradient_ascent;
+mod logit_matching;
 mod loss;
+mod momentum;
 mod none;
 mod pgd;
+mod stop;
 mod uniform_noise;
 mod victim;
 
-pub use attack::{Attack, Cost, Snapshot};
+pub use adam::Adam;
+pub use aggmo::AggMo;
+pub use apgd::{Apgd, Bookkeeping, Schedule, Start};
+pub use ascent::Gradient;
+pub use attack::{Attack, Cost, Guides, Snapshot};
 pub use ball::{Ball, OutsideBall};
+pub use evolution_strategy::{EvolutionStrategy, Samples};
+pub use gradient_ascent::GradientAscent;
+pub use logit_matching::LogitMatching;
 pub use loss::{Cotangent, Loss};
+pub use momentum::Momentum;
 pub use none::None;
 pub use pgd::Pgd;
+pub use stop::{Reading, Stop};
 pub use uniform_noise::UniformNoise;
-pub use victim::{Eot, Mean, Query, Victim};
+pub use victim::{Eot, Mean, Opinion, Query, Sampling, Victim};
 
 use game::{Fraction, Norm};
 
@@ -27,11 +48,18 @@ game::catalogue! {
         "none" => None,
         "uniform-noise" => UniformNoise,
         "pgd" => Pgd,
+        "momentum" => Momentum,
+        "aggmo" => AggMo,
+        "apgd" => Apgd,
+        "gradient-ascent" => GradientAscent,
+        "adam" => Adam,
+        "evolution-strategy" => EvolutionStrategy,
+        "logit-matching" => LogitMatching,
     }
 }
 
 impl Spec {
-    /// The norm that bounds the perturbation; `None` for no perturbation.
+    /// The norm that bounds or judges the perturbation; `None` for no perturbation.
     #[must_use]
     pub fn norm(&self) -> Option<Norm> {
         self.build().ball().map(|(norm, _)| norm)
@@ -49,7 +77,7 @@ impl Spec {
         self.build().steps()
     }
 
-    /// Queries per image of the whole run.
+    /// Queries per image of the whole run, where nothing stops it early.
     #[must_use]
     pub fn cost(&self) -> Cost {
         self.build().cost()
@@ -62,7 +90,7 @@ impl Spec {
         match self {
             Self::None(_) => vec![],
             Self::UniformNoise(_) => vec![None {}.into()],
-            Self::Pgd(_) => [None {}.into()].into_iter().chain(noise()).collect(),
+            _ => [None {}.into()].into_iter().chain(noise()).collect(),
         }
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use game::{Entry, Fraction, Goal, Key, Norm};
 use serde::{Deserialize, Serialize};
 
-use crate::{Attack, Cost, Snapshot, Victim, attack::Images};
+use crate::{Attack, Cost, Guides, Snapshot, Victim, attack::Images};
 
 /// Leaves the image as it is: how often fresh draws alone reach the goal.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,7 @@ impl Attack for None {
         x: &Tensor,
         goal: &Goal,
         keys: &[Key],
+        _: Option<Guides<'_>>,
         sink: &mut dyn FnMut(Snapshot) -> Result<()>,
     ) -> Result<()> {
         sink(Snapshot::unqueried(&Images::new(x, goal, keys)?)?)

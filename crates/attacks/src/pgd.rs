@@ -1,13 +1,13 @@
 //! Projected gradient descent.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use game::{Entry, Fraction, Goal, Key, Norm};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Attack, Ball, Cost, Eot, Loss, Mean, Snapshot, Victim,
-    attack::Images,
-    uniform_noise::{budget, check_eps},
+    Attack, Cost, Eot, Guides, Loss, Mean, Snapshot, Stop, Victim,
+    ascent::Ascent,
+    check::{self, budget, number},
 };
 
 /// PGD with expectation over transformation: steps of constant length along the mean gradient over random draws of the
@@ -40,7 +40,7 @@ impl Default for Pgd {
         Self {
             norm: Norm::Linf,
             eps: budget(),
-            step_size: "1/255".parse().expect("a number"),
+            step_size: number("1/255"),
             steps: vec![10],
             eot: Eot::default(),
             loss: Loss::CrossEntropy,
@@ -53,13 +53,9 @@ impl Entry for Pgd {
     const ABOUT: &'static str = "projected gradient descent with expectation over transformation";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check_eps(&self.eps)?;
-        if self.step_size.value() <= 0.0 {
-            return Err(format!("step_size = {} must be greater than 0", self.step_size));
-        }
-        if self.steps.is_empty() || self.steps[0] == 0 || !self.steps.is_sorted_by(|a, b| a < b) {
-            return Err(format!("steps = {:?} must be numbers from 1 in ascending order, at least one", self.steps));
-        }
+        check::eps(&self.eps)?;
+        check::positive("step_size", &self.step_size)?;
+        check::steps(&self.steps)?;
         self.eot.check()
     }
 
@@ -74,11 +70,7 @@ impl Entry for Pgd {
     }
 
     fn slug(&self, name: &str) -> String {
-        let steps = self.steps.last().copied().unwrap_or(0);
-        match self.eot.draws {
-            1 => format!("{name}-{steps}"),
-            draws => format!("{name}-{steps}-eot-{draws}"),
-        }
+        check::slug(name, &self.steps, self.eot.draws)
     }
 }
 
@@ -89,40 +81,23 @@ impl Attack for Pgd {
         x: &Tensor,
         goal: &Goal,
         keys: &[Key],
+        _: Option<Guides<'_>>,
         sink: &mut dyn FnMut(Snapshot) -> Result<()>,
     ) -> Result<()> {
         Entry::check(self).map_err(candle_core::Error::msg)?;
-        let ball = Ball { norm: self.norm, eps: self.eps.value() };
-        let step_size = goal.direction() * self.step_size.value();
-        let origins = Images::new(x, goal, keys)?;
-        let mut images = origins.clone();
+        let mut ascent = Ascent::new(self, Stop::None {}, victim, x, goal, keys)?;
+        let (ball, step_size) = (ascent.ball(), goal.direction() * self.step_size.value());
         if self.random_start {
-            images.each(&origins, |i, origin, x| ball.random_start(origin, keys[i].at(0), x));
+            ascent.start(|key, origin, x| ball.random_start(origin, key, x));
         }
-        let mut snapshot = Snapshot::unqueried(&images)?;
-        for step in 1..=self.steps[self.steps.len() - 1] {
-            let keys: Vec<Key> = keys.iter().map(|key| key.at(step as u64)).collect();
-            let query = victim.gradient(&images.tensor()?, goal, self.loss, self.eot, &keys)?;
-            let gradient = query.gradient.to_device(&Device::Cpu)?.flatten(1, 3)?.to_vec2::<f32>()?;
-            images.each(&origins, |i, origin, x| {
-                ball.ascend(&gradient[i], step_size, x);
+        ascent.run(sink, |ascent| {
+            let mut slopes = ascent.gradient(self.loss, self.eot)?;
+            ascent.advance(&mut slopes, |_, slope, origin, x| {
+                ball.ascend(&slope.entries, step_size, x);
                 ball.project(origin, x);
             });
-            snapshot.non_finite.iter_mut().zip(&query.non_finite).for_each(|(sum, new)| *sum += new);
-            snapshot.forward_queries += query.forward_queries;
-            snapshot.backward_queries += query.backward_queries;
-            if self.steps.contains(&step) {
-                images.check(&origins, ball)?;
-                sink(Snapshot {
-                    step,
-                    x: images.tensor()?,
-                    loss: Some(query.loss),
-                    zero_gradient: Some(query.zero_gradient),
-                    ..snapshot.clone()
-                })?;
-            }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
@@ -134,7 +109,7 @@ impl Attack for Pgd {
     }
 
     fn cost(&self) -> Cost {
-        let queries = self.steps.last().map_or(0, |&steps| steps as u64 * self.eot.draws as u64);
+        let queries = check::last(&self.steps) * self.eot.draws as u64;
         Cost { forward: queries, backward: queries }
     }
 }

@@ -4,7 +4,11 @@ use candle_core::{Result, Tensor};
 use game::{Entry, Fraction, Goal, Key, Norm};
 use serde::{Deserialize, Serialize};
 
-use crate::{Attack, Ball, Cost, Snapshot, Victim, attack::Images};
+use crate::{
+    Attack, Ball, Cost, Guides, Snapshot, Victim,
+    attack::Images,
+    check::{budget, eps},
+};
 
 /// Moves the image to a point drawn uniformly from the ball, clipped to `[0, 1]`: what the budget is worth without any
 /// knowledge of the network.
@@ -23,21 +27,11 @@ impl Default for UniformNoise {
     }
 }
 
-/// The paper's budget, 8/255.
-pub(crate) fn budget() -> Fraction {
-    "8/255".parse().expect("a number")
-}
-
-/// Whether a budget makes sense.
-pub(crate) fn check_eps(eps: &Fraction) -> std::result::Result<(), String> {
-    if eps.value() >= 0.0 { Ok(()) } else { Err(format!("eps = {eps} must be at least 0")) }
-}
-
 impl Entry for UniformNoise {
     const ABOUT: &'static str = "uniform noise in the adversary's ball: the baseline of blind strength";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check_eps(&self.eps)
+        eps(&self.eps)
     }
 
     fn examples() -> Vec<Self> {
@@ -52,6 +46,7 @@ impl Attack for UniformNoise {
         x: &Tensor,
         goal: &Goal,
         keys: &[Key],
+        _: Option<Guides<'_>>,
         sink: &mut dyn FnMut(Snapshot) -> Result<()>,
     ) -> Result<()> {
         let ball = Ball { norm: self.norm, eps: self.eps.value() };

@@ -44,6 +44,61 @@ impl Eot {
     }
 }
 
+/// Evolution strategies: how the gradient is estimated from forward evaluations alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// The standard deviation of the normal directions, in pixel units of `[0, 1]`, greater than 0.
+    pub sigma: f64,
+    /// Evaluations per image, two for each direction, at least 2.
+    pub samples: usize,
+}
+
+/// What the draws of one image said.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Opinion {
+    /// The class of every draw, in their order.
+    pub classes: Vec<u32>,
+    /// The sum of their probabilities (softmax), class by class.
+    pub probabilities: Vec<f64>,
+}
+
+/// The position of the largest number, the first on ties; 0 without numbers.
+fn largest(row: &[f64]) -> u32 {
+    (0..row.len()).reduce(|best, j| if row[j] > row[best] { j } else { best }).unwrap_or(0) as u32
+}
+
+impl Opinion {
+    /// The opinion of some draws, from their logits.
+    #[must_use]
+    pub fn new<'a>(draws: impl IntoIterator<Item = &'a [f64]>) -> Self {
+        let mut opinion = Self::default();
+        draws.into_iter().for_each(|logits| opinion.push(logits));
+        opinion
+    }
+
+    fn push(&mut self, logits: &[f64]) {
+        let class = largest(logits);
+        self.classes.push(class);
+        self.probabilities.resize(logits.len(), 0.0);
+        let odds = || logits.iter().map(|z| (z - logits[class as usize]).exp());
+        let sum: f64 = odds().sum();
+        self.probabilities.iter_mut().zip(odds()).for_each(|(p, odds)| *p += odds / sum);
+    }
+
+    /// The opinion of these draws and others.
+    fn and(mut self, others: Self) -> Self {
+        self.classes.extend(others.classes);
+        self.probabilities.iter_mut().zip(others.probabilities).for_each(|(p, other)| *p += other);
+        self
+    }
+
+    /// The class with the largest mean probability, the smallest on ties.
+    #[must_use]
+    pub fn mean(&self) -> u32 {
+        largest(&self.probabilities)
+    }
+}
+
 /// The answer to one gradient query; every list has one entry per image.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -58,6 +113,8 @@ pub struct Query {
     pub zero_gradient: Vec<f64>,
     /// Entries that were not finite, over all draws.
     pub non_finite: Vec<u64>,
+    /// What the draws said, each at the point where it was asked.
+    pub opinions: Vec<Opinion>,
     /// Forward evaluations of the network per image.
     pub forward_queries: u64,
     /// Backward evaluations of the network per image.
@@ -119,6 +176,12 @@ impl Upstream {
         let cotangent = loss.evaluate(logits, class, &mut row);
         Self { row, log2: cotangent.log2, loss: cotangent.loss }
     }
+
+    /// The squared distance of the logits from others.
+    fn distance(logits: &[f64], target: &[f64]) -> Self {
+        let differences = || logits.iter().zip(target).map(|(z, t)| z - t);
+        Self { row: differences().map(|d| 2.0 * d).collect(), log2: 0, loss: differences().map(|d| d * d).sum() }
+    }
 }
 
 impl Victim<'_> {
@@ -148,8 +211,94 @@ impl Victim<'_> {
     /// # Errors
     /// If the arguments do not fit together, or the defense or the network fails.
     pub fn gradient(&self, x: &Tensor, goal: &Goal, loss: Loss, eot: Eot, keys: &[Key]) -> Result<Query> {
+        let classes = self.classes(goal, keys)?;
+        self.expectation(x, eot, keys, &|image, logits| Upstream::new(loss, logits, classes[image]))
+    }
+
+    /// The gradient of the squared distance between the logits and `targets[i]`, `k` numbers for each image `i`, in
+    /// expectation over the defense; otherwise as [`Victim::gradient`].
+    ///
+    /// # Errors
+    /// If the arguments do not fit together, or the defense or the network fails.
+    pub fn matching(&self, x: &Tensor, targets: &[Vec<f64>], eot: Eot, keys: &[Key]) -> Result<Query> {
+        let k = self.net.classes();
+        if targets.len() != keys.len() || targets.iter().any(|target| target.len() != k) {
+            bail!("{} images with {} rows of logits to match, of {k} classes each", keys.len(), targets.len())
+        }
+        self.expectation(x, eot, keys, &|image, logits| Upstream::distance(logits, &targets[image]))
+    }
+
+    /// An estimate of the gradient from forward evaluations alone (Salimans et al. 2017, with antithetic sampling).
+    ///
+    /// Pair `d` of image `i` draws a normal direction `u` from `keys[i].at(d).at(2)` and evaluates the loss at
+    /// `x + sigma u` and at `x - sigma u`, neither of them clipped, both under the draw of `keys[i].at(d)`; the answer
+    /// is the mean of `(loss+ - loss-) / (2 sigma) u`, and its loss the mean of all evaluations. A pair whose losses
+    /// are not finite counts as 0, and all its entries as not finite.
+    ///
+    /// # Errors
+    /// If the arguments do not fit together, or the defense or the network fails.
+    pub fn estimate(&self, x: &Tensor, goal: &Goal, loss: Loss, sampling: Sampling, keys: &[Key]) -> Result<Query> {
         self.check(x, keys)?;
-        eot.check().map_err(candle_core::Error::msg)?;
+        let classes = self.classes(goal, keys)?;
+        let (k, size, pairs) = (self.net.classes(), x.elem_count() / keys.len().max(1), sampling.samples / 2);
+        if pairs == 0 {
+            bail!("{} samples: an estimate of the gradient needs at least 2", sampling.samples)
+        }
+        let pixels = x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut sums = vec![Sum::new(size); keys.len()];
+        let mut opinions = vec![Opinion::default(); keys.len()];
+        for chunk in Draw::all(keys, pairs).chunks(self.batch.div_ceil(2)) {
+            let mut directions = vec![0.0; chunk.len() * size];
+            let each = directions.par_chunks_mut(size.max(1)).zip(chunk);
+            each.for_each(|(direction, draw)| draw.key.at(2).fill_normal(direction));
+            let points: Vec<f32> = chunk
+                .iter()
+                .zip(directions.chunks(size.max(1)))
+                .flat_map(|(draw, direction)| [1.0, -1.0].map(|sign| (draw.image, sign * sampling.sigma, direction)))
+                .flat_map(|(image, step, direction)| {
+                    let origin = &pixels[image * size..][..size];
+                    origin.iter().zip(direction).map(move |(&x, &u)| (f64::from(x) + step * f64::from(u)) as f32)
+                })
+                .collect();
+            let (_, c, h, w) = x.dims4()?;
+            let points = Tensor::from_vec(points, (2 * chunk.len(), c, h, w), &Device::Cpu)?.to_device(x.device())?;
+            let twice: Vec<Key> = chunk.iter().flat_map(|draw| [draw.key; 2]).collect();
+            let logits = host(&self.predict(&points, &twice)?)?;
+            let mut slopes = Vec::with_capacity(chunk.len());
+            for ((draw, logits), direction) in
+                chunk.iter().zip(logits.chunks(2 * k)).zip(directions.chunks_mut(size.max(1)))
+            {
+                let [above, below] =
+                    [&logits[..k], &logits[k..]].map(|row| Upstream::new(loss, row, classes[draw.image]).loss);
+                logits.chunks(k).for_each(|row| opinions[draw.image].push(row));
+                let slope = (above - below) / (2.0 * sampling.sigma);
+                slopes.extend(direction.iter().map(|&u| slope * f64::from(u)));
+                let loss = f64::midpoint(above, below);
+                sums[draw.image].add(&Upstream { row: vec![], log2: 0, loss }, &slopes[slopes.len() - size..]);
+            }
+        }
+        let query = Query::new(sums, opinions, pairs, x)?;
+        Ok(Query { forward_queries: 2 * pairs as u64, backward_queries: 0, ..query })
+    }
+
+    /// The logits of `draws` draws of every image, draw by draw: `keys[i].at(d)` is the key of image `i`'s draw `d`.
+    ///
+    /// # Errors
+    /// If shapes and keys do not fit, or the defense or the network fails.
+    pub fn draws(&self, x: &Tensor, draws: usize, keys: &[Key]) -> Result<Vec<Vec<Vec<f64>>>> {
+        self.check(x, keys)?;
+        let k = self.net.classes();
+        let mut rows = Vec::with_capacity(keys.len() * draws);
+        for chunk in Draw::all(keys, draws).chunks(self.batch) {
+            let logits = host(&self.forward(&Draw::images(x, chunk)?, &Draw::keys(chunk))?)?;
+            rows.extend(logits.chunks(k).map(<[f64]>::to_vec));
+        }
+        let mut rows = rows.into_iter();
+        Ok(keys.iter().map(|_| rows.by_ref().take(draws).collect()).collect())
+    }
+
+    /// The class each image's loss is about.
+    fn classes(&self, goal: &Goal, keys: &[Key]) -> Result<Vec<usize>> {
         let classes: Vec<usize> = goal.classes().iter().map(|&class| class as usize).collect();
         if classes.len() != keys.len() {
             bail!("{} images with a goal for {}", keys.len(), classes.len())
@@ -158,32 +307,52 @@ impl Victim<'_> {
         if let Some(class) = classes.iter().find(|&&class| class >= k || k < 2) {
             bail!("class {class} is no goal for a network of {k} classes")
         }
+        Ok(classes)
+    }
+
+    /// The gradient in expectation over the defense; `upstream` is a loss's gradient at an image's logits.
+    fn expectation(
+        &self,
+        x: &Tensor,
+        eot: Eot,
+        keys: &[Key],
+        upstream: &dyn Fn(usize, &[f64]) -> Upstream,
+    ) -> Result<Query> {
+        self.check(x, keys)?;
+        eot.check().map_err(candle_core::Error::msg)?;
+        let k = self.net.classes();
         let mut sums = vec![Sum::new(x.elem_count() / keys.len().max(1)); keys.len()];
-        let alone = |draw: &Draw, logits: &[f64]| Upstream::new(loss, logits, classes[draw.image]);
+        let mut opinions = vec![Opinion::default(); keys.len()];
+        let mut listen = |draws: &[Draw], logits: &[f64]| {
+            draws.iter().zip(logits.chunks(k)).for_each(|(draw, logits)| opinions[draw.image].push(logits));
+        };
         match eot.mean {
             Mean::Gradients => self.accumulate(x, keys, eot.draws, self.batch, &mut sums, |draws, logits| {
-                draws.iter().zip(logits.chunks(k)).map(|(draw, logits)| alone(draw, logits)).collect()
+                listen(draws, logits);
+                draws.iter().zip(logits.chunks(k)).map(|(draw, logits)| upstream(draw.image, logits)).collect()
             })?,
             // All draws of an image in one evaluation, which yields the mean and the gradient at once.
             Mean::Logits if eot.draws <= self.batch => {
                 let whole = self.batch / eot.draws * eot.draws;
                 self.accumulate(x, keys, eot.draws, whole, &mut sums, |draws, logits| {
+                    listen(draws, logits);
                     let images = draws.chunks(eot.draws).zip(logits.chunks(k * eot.draws));
-                    let means =
-                        images.map(|(draws, logits)| (alone(&draws[0], &mean(logits.chunks(k), k)), draws.len()));
+                    let means = images
+                        .map(|(draws, logits)| (upstream(draws[0].image, &mean(logits.chunks(k), k)), draws.len()));
                     means.flat_map(|(upstream, draws)| std::iter::repeat_n(upstream, draws)).collect()
                 })?;
             }
             Mean::Logits => {
-                let means = self.mean_logits(x, keys, eot.draws)?;
-                let upstreams: Vec<Upstream> =
-                    means.iter().zip(&classes).map(|(mean, &class)| Upstream::new(loss, mean, class)).collect();
-                self.accumulate(x, keys, eot.draws, self.batch, &mut sums, |draws, _| {
+                let draws = self.draws(x, eot.draws, keys)?;
+                let means = draws.iter().map(|rows| mean(rows.iter().map(Vec::as_slice), k));
+                let upstreams: Vec<Upstream> = means.enumerate().map(|(image, mean)| upstream(image, &mean)).collect();
+                self.accumulate(x, keys, eot.draws, self.batch, &mut sums, |draws, logits| {
+                    listen(draws, logits);
                     draws.iter().map(|draw| upstreams[draw.image].clone()).collect()
                 })?;
             }
         }
-        Query::new(sums, eot.draws, x)
+        Query::new(sums, opinions, eot.draws, x)
     }
 
     /// Fails unless there is one key per image and room for an image.
@@ -204,16 +373,6 @@ impl Victim<'_> {
         self.net.logits(&self.defense.apply(x, &defense)?.to_device(self.net.device())?, &net)
     }
 
-    /// Every image's mean logits over its draws.
-    fn mean_logits(&self, x: &Tensor, keys: &[Key], draws: usize) -> Result<Vec<Vec<f64>>> {
-        let k = self.net.classes();
-        let mut rows = Vec::with_capacity(keys.len() * draws * k);
-        for chunk in Draw::all(keys, draws).chunks(self.batch) {
-            rows.extend(host(&self.forward(&Draw::images(x, chunk)?, &Draw::keys(chunk))?)?);
-        }
-        Ok(rows.chunks(draws * k).map(|rows| mean(rows.chunks(k), k)).collect())
-    }
-
     /// Adds up every draw's gradient in the order of draws, at most `batch` draws at a time.
     ///
     /// `upstream` answers the logits of some draws, row by row, with the gradients of the loss there.
@@ -224,7 +383,7 @@ impl Victim<'_> {
         draws: usize,
         batch: usize,
         sums: &mut [Sum],
-        upstream: impl Fn(&[Draw], &[f64]) -> Vec<Upstream>,
+        mut upstream: impl FnMut(&[Draw], &[f64]) -> Vec<Upstream>,
     ) -> Result<()> {
         for chunk in Draw::all(keys, draws).chunks(batch) {
             let images = Draw::images(x, chunk)?;
@@ -358,7 +517,23 @@ impl Sum {
 }
 
 impl Query {
-    fn new(sums: Vec<Sum>, draws: usize, x: &Tensor) -> Result<Self> {
+    /// The mean over the draws of both queries, of the same images.
+    pub(crate) fn mean_with(self, other: Self) -> Result<Self> {
+        let x = self.gradient.clone();
+        let mut sums = vec![Sum::new(x.elem_count() / self.loss.len().max(1)); self.loss.len()];
+        for query in [&self, &other] {
+            let draws = query.backward_queries as f64;
+            for (i, (sum, row)) in sums.iter_mut().zip(query.gradient.flatten(1, 3)?.to_vec2::<f32>()?).enumerate() {
+                let entries: Vec<f64> = row.into_iter().map(|entry| draws * f64::from(entry)).collect();
+                sum.add(&Upstream { row: vec![], log2: query.log2[i], loss: draws * query.loss[i] }, &entries);
+                sum.non_finite += query.non_finite[i];
+            }
+        }
+        let opinions = self.opinions.into_iter().zip(other.opinions).map(|(a, b)| a.and(b)).collect();
+        Self::new(sums, opinions, (self.backward_queries + other.backward_queries) as usize, &x)
+    }
+
+    fn new(sums: Vec<Sum>, opinions: Vec<Opinion>, draws: usize, x: &Tensor) -> Result<Self> {
         let (gradients, log2): (Vec<Vec<f32>>, _) = sums.iter().map(|sum| sum.scaled(draws)).unzip();
         let share = |row: &Vec<f32>| row.iter().filter(|&&entry| entry == 0.0).count() as f64 / row.len() as f64;
         Ok(Self {
@@ -367,6 +542,7 @@ impl Query {
             log2,
             loss: sums.iter().map(|sum| sum.loss / draws as f64).collect(),
             non_finite: sums.iter().map(|sum| sum.non_finite).collect(),
+            opinions,
             forward_queries: draws as u64,
             backward_queries: draws as u64,
         })

@@ -1,8 +1,10 @@
 //! What every attack promises, asked of the whole catalogue on small networks; and what PGD and EOT promise besides.
 
+mod forms;
+mod golden;
 mod small;
 
-use attacks::{Attack, Ball, Eot, Loss, Mean, Pgd, Snapshot, Spec, UniformNoise, Victim};
+use attacks::{Attack, Ball, Eot, Guides, Loss, Mean, Pgd, Snapshot, Spec, UniformNoise, Victim};
 use candle_core::{DType, Device, Tensor};
 use game::{Defense, Goal, Gradient, Key, Norm, Phase};
 use serde_json::{Value, json};
@@ -23,7 +25,9 @@ fn run(attack: &dyn Attack, victim: &Victim<'_>, x: &Tensor, goal: &Goal, keys: 
         snapshots.push(snapshot);
         Ok(())
     };
-    attack.run(victim, x, goal, keys, &mut sink).unwrap();
+    let (guides, labels) = (images(9).narrow(0, 5, 4).unwrap(), [2, 0, 1, 3]);
+    let guides = Guides { x: &guides, labels: &labels };
+    attack.run(victim, x, goal, keys, Some(guides), &mut sink).unwrap();
     snapshots
 }
 
@@ -32,12 +36,32 @@ fn about(snapshot: &Snapshot, image: usize) -> (usize, Vec<f64>, Option<f64>, Op
     (
         snapshot.step,
         rows(&snapshot.x)[image].clone(),
-        snapshot.loss.as_ref().map(|loss| loss[image]),
-        snapshot.zero_gradient.as_ref().map(|share| share[image]),
+        snapshot.loss[image],
+        snapshot.zero_gradient[image],
         snapshot.non_finite[image],
-        snapshot.forward_queries,
-        snapshot.backward_queries,
+        snapshot.forward_queries[image],
+        snapshot.backward_queries[image],
     )
+}
+
+/// The parameters as JSON.
+fn fields(spec: &Spec) -> Value {
+    serde_json::to_value(spec).unwrap()
+}
+
+/// Whether some images may be asked about less often than others.
+fn may_stop(spec: &Spec) -> bool {
+    let fields = fields(spec);
+    fields["stop"]["rule"].as_str().is_some_and(|rule| rule != "none") || fields["bookkeeping"] == "single-draw"
+}
+
+/// The attack's ball, or the box where images may leave it.
+fn bound(attack: &dyn Attack) -> Ball {
+    match attack.ball() {
+        Some((norm, eps)) if attack.stays_inside() => Ball { norm, eps: eps.value() },
+        Some((norm, _)) => Ball { norm, eps: f64::INFINITY },
+        None => Ball { norm: Norm::Linf, eps: 0.0 },
+    }
 }
 
 /// Small networks and defenses, with and without randomness.
@@ -58,46 +82,65 @@ fn victims(batch: usize, test: impl Fn(Victim<'_>)) {
 #[test]
 fn every_attack_stays_in_its_ball_and_asks_what_it_said() {
     let (x, keys) = (images(5), keys(1, 0..5));
-    victims(4, |victim| {
-        for spec in Spec::examples() {
-            let attack = spec.build();
+    let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for spec in Spec::examples() {
+        let attack = spec.build();
+        let moved = std::cell::Cell::new(false);
+        victims(4, |victim| {
             let snapshots = run(attack, &victim, &x, &goal(5), &keys);
             assert_eq!(snapshots.iter().map(|snapshot| snapshot.step).collect::<Vec<_>>(), attack.steps());
+            let cost = attack.cost();
+            let asked =
+                |snapshot: &Snapshot, image| (snapshot.forward_queries[image], snapshot.backward_queries[image]);
             for snapshot in &snapshots {
-                let ball = match attack.ball() {
-                    Some((norm, eps)) => Ball { norm, eps: eps.value() },
-                    None => Ball { norm: Norm::Linf, eps: 0.0 },
-                };
-                let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                ball.check(&flat(&x), &flat(&snapshot.x), 12).unwrap();
-                let draws = match &spec {
-                    Spec::Pgd(pgd) => pgd.eot.draws,
-                    _ => 0,
-                };
-                let queries = (snapshot.step * draws) as u64;
-                assert_eq!((snapshot.forward_queries, snapshot.backward_queries), (queries, queries), "{spec:?}");
-                assert_eq!((snapshot.loss.is_some(), snapshot.zero_gradient.is_some()), (queries > 0, queries > 0));
+                bound(attack).check(&flat(&x), &flat(&snapshot.x), 12).unwrap();
                 assert_eq!(snapshot.non_finite, [0; 5]);
+                for image in 0..5 {
+                    let has_gradient = cost.forward > 0 && !may_stop(&spec);
+                    assert!(snapshot.loss[image].is_some() || !has_gradient, "{spec:?}");
+                    assert_eq!(snapshot.loss[image].is_some(), snapshot.zero_gradient[image].is_some(), "{spec:?}");
+                    let (forward, backward) = asked(snapshot, image);
+                    assert!(forward <= cost.forward && backward <= cost.backward && backward <= forward, "{spec:?}");
+                }
             }
             let last = &snapshots[snapshots.len() - 1];
-            let cost = attack.cost();
-            assert_eq!((cost.forward, cost.backward), (last.forward_queries, last.backward_queries), "{spec:?}");
-            assert_eq!(values(&x) == values(&last.x), spec.name() == "none", "{spec:?}");
-        }
-    });
+            for image in (0..5).filter(|_| !may_stop(&spec)) {
+                assert_eq!(asked(last, image), (cost.forward, cost.backward), "{spec:?}");
+            }
+            moved.set(moved.get() || values(&x) != values(&last.x));
+        });
+        assert_eq!(moved.get(), spec.name() != "none", "{spec:?}");
+    }
 }
 
 #[test]
 fn the_network_is_evaluated_as_often_as_is_said() {
     let x = images(3);
-    for mean in [Mean::Gradients, Mean::Logits] {
-        let net = Net::curved(5, 4);
+    let net = Net::curved(5, 4);
+    for spec in Spec::examples() {
+        for noise in [0.0, 1.0] {
+            let counted = Recorder::new(&net);
+            let victim = Victim { net: &counted, defense: &Jitter { noise, gradient: Gradient::Exact }, batch: 6 };
+            let last = run(spec.build(), &victim, &x, &goal(3), &keys(1, 0..3)).pop().unwrap();
+            let (forward, backward): (u64, u64) =
+                (last.forward_queries.iter().sum(), last.backward_queries.iter().sum());
+            assert_eq!((counted.seen().len() as u64, counted.backward()), (forward, backward), "{spec:?}");
+        }
+    }
+}
+
+#[test]
+fn no_draw_is_used_twice() {
+    let (x, net) = (images(3), Net::curved(5, 4));
+    for spec in Spec::examples() {
         let counted = Recorder::new(&net);
-        let victim = Victim { net: &counted, defense: &Jitter { noise: 0.1, gradient: Gradient::Exact }, batch: 6 };
-        let pgd = Pgd { steps: vec![4], eot: Eot { draws: 5, mean }, ..Pgd::default() };
-        let snapshots = run(&pgd, &victim, &x, &goal(3), &keys(1, 0..3));
-        assert_eq!(snapshots[0].backward_queries, 20);
-        assert_eq!(counted.seen().len(), 3 * 20, "{mean:?}");
+        let victim = Victim { net: &counted, defense: &Open, batch: 64 };
+        run(spec.build(), &victim, &x, &goal(3), &keys(1, 0..3));
+        let mut times = std::collections::HashMap::new();
+        counted.seen().into_iter().for_each(|key| *times.entry(key).or_insert(0) += 1);
+        // Both evaluations of an antithetic pair share their draw.
+        let most = if spec.name() == "evolution-strategy" { 2 } else { 1 };
+        assert!(times.into_values().all(|times| times <= most), "{spec:?}");
     }
 }
 
@@ -140,11 +183,19 @@ fn other_keys_give_other_images_where_there_is_chance() {
         let victim = Victim { net: &net, defense, batch: 8 };
         for spec in Spec::examples() {
             let of = |seed| values(&run(spec.build(), &victim, &x, &goal(4), &keys(seed, 0..4)).pop().unwrap().x);
-            let random = match &spec {
-                Spec::None(_) => false,
-                Spec::UniformNoise(_) => true,
-                Spec::Pgd(pgd) => pgd.random_start || chance,
+            let fields = fields(&spec);
+            let starts_anywhere =
+                fields["random_start"] == true || fields["start"].as_str().is_some_and(|s| s != "image");
+            let random = match spec.name() {
+                "none" => false,
+                "uniform-noise" | "evolution-strategy" => true,
+                "logit-matching" => chance || fields["draws"] != 0,
+                _ => chance || starts_anywhere,
             };
+            // Auto-PGD ends in the same corner wherever it starts.
+            if random && !chance && spec.name() == "apgd" {
+                continue;
+            }
             assert_eq!(of(1) != of(2), random, "{spec:?} against {defense:?}");
         }
     }
@@ -188,51 +239,117 @@ fn pgd_finds_the_optimum_of_a_linear_network() {
 fn a_short_run_is_the_beginning_of_a_long_one() {
     let x = images(5);
     victims(16, |victim| {
-        for norm in [Norm::Linf, Norm::L2] {
-            let pgd = |steps: &[usize]| Pgd {
-                norm,
-                eps: 0.1.into(),
-                step_size: 0.02.into(),
-                steps: steps.to_vec(),
-                eot: Eot { draws: 2, mean: Mean::Gradients },
-                random_start: true,
-                ..Pgd::default()
+        for spec in Spec::examples().into_iter().filter(|spec| spec.cost().forward > 0 && spec.name() != "apgd") {
+            let of_steps = |steps: &[usize]| -> Spec {
+                let mut fields = fields(&spec);
+                fields["steps"] = json!(steps);
+                serde_json::from_value(fields).unwrap()
             };
-            let long = run(&pgd(&[2, 5, 10]), &victim, &x, &goal(5), &keys(3, 0..5));
+            let long = run(of_steps(&[2, 5, 8]).build(), &victim, &x, &goal(5), &keys(3, 0..5));
             for snapshot in &long {
-                let short = run(&pgd(&[snapshot.step]), &victim, &x, &goal(5), &keys(3, 0..5));
-                assert!((0..5).all(|image| about(&short[0], image) == about(snapshot, image)), "{}", snapshot.step);
+                let short = run(of_steps(&[snapshot.step]).build(), &victim, &x, &goal(5), &keys(3, 0..5));
+                let same = (0..5).all(|image| about(&short[0], image) == about(snapshot, image));
+                assert!(same, "{spec:?} after {} steps", snapshot.step);
             }
-            assert_ne!(values(&long[0].x), values(&long[2].x));
+            assert!(may_stop(&spec) || values(&long[0].x) != values(&long[2].x), "{spec:?}");
         }
     });
 }
 
-#[test]
-fn every_parameter_of_pgd_matters() {
-    let x = images(8);
+/// Fails unless each of these changes changes the answer, and together they change every field.
+fn every_field_matters(base: Value, changes: &[Value]) {
+    let x = images(12);
     let net = Net::curved(4, 4);
     let victim = Victim { net: &net, defense: &Jitter { noise: 0.5, gradient: Gradient::Exact }, batch: 64 };
-    let of = |pgd: &Pgd| values(&run(pgd, &victim, &x, &goal(8), &keys(5, 0..8)).pop().unwrap().x);
-    let base = Pgd { eot: Eot { draws: 3, mean: Mean::Gradients }, ..Pgd::default() };
-    let changes = [
-        ("norm", json!("l2")),
-        ("eps", json!("4/255")),
-        ("step_size", json!("2/255")),
-        ("steps", json!([9])),
-        ("eot", json!({"draws": 4})),
-        ("eot", json!({"draws": 3, "mean": "logits"})),
-        ("loss", json!("margin")),
-        ("random_start", json!(true)),
-    ];
-    let Value::Object(fields) = serde_json::to_value(&base).unwrap() else { panic!() };
-    assert!(fields.keys().all(|field| changes.iter().any(|(changed, _)| changed == field)), "a field is not tested");
-    for (field, value) in changes {
-        let mut changed = fields.clone();
-        changed[field] = value;
-        let changed: Pgd = serde_json::from_value(Value::Object(changed)).unwrap();
-        assert_ne!(of(&base), of(&changed), "{field}");
+    let of = |spec: &Spec| values(&run(spec.build(), &victim, &x, &goal(12), &keys(5, 0..12)).pop().unwrap().x);
+    let base: Spec = serde_json::from_value(base).unwrap();
+    let Value::Object(fields) = fields(&base) else { panic!() };
+    for field in fields.keys().filter(|field| *field != "name") {
+        assert!(changes.iter().any(|change| !change[field].is_null()), "{field} of {base:?} is not tested");
     }
+    let before = of(&base);
+    for change in changes {
+        let mut fields = fields.clone();
+        fields.extend(change.as_object().unwrap().clone());
+        let spec: Spec = serde_json::from_value(Value::Object(fields)).unwrap();
+        spec.check().unwrap();
+        assert_ne!(before, of(&spec), "{change} to {base:?}");
+    }
+}
+
+/// Changes that many attacks know, but for some fields, and some more.
+fn changes(without: &[&str], more: &[Value]) -> Vec<Value> {
+    let common = [
+        json!({"norm": "l2"}),
+        json!({"eps": "4/255"}),
+        json!({"steps": [9]}),
+        json!({"step_size": "2/255"}),
+        json!({"loss": "margin"}),
+        json!({"eot": {"draws": 4}}),
+        json!({"eot": {"draws": 3, "mean": "logits"}}),
+        json!({"stop": {"rule": "draws-absent"}}),
+        json!({"stop": {"rule": "draws-mean"}}),
+        json!({"stop": {"rule": "fresh-vote", "draws": 2}}),
+        json!({"stop": {"rule": "fresh-vote", "draws": 5, "reading": "all"}}),
+    ];
+    let known = common.into_iter().filter(|change| without.iter().all(|field| change[field].is_null()));
+    known.chain(more.iter().cloned()).collect()
+}
+
+#[test]
+fn every_parameter_matters() {
+    let (eot, vote) = (json!({"draws": 3}), json!({"stop": {"rule": "fresh-vote", "draws": 2}}));
+    let random_start = json!({"random_start": true});
+    every_field_matters(json!({"name": "pgd", "eot": eot}), &changes(&["stop"], std::slice::from_ref(&random_start)));
+    every_field_matters(json!({"name": "momentum", "eot": eot}), &changes(&[], &[random_start, json!({"decay": 0.3})]));
+    every_field_matters(
+        json!({"name": "aggmo", "eot": eot, "loss": "cross-entropy"}),
+        &changes(&[], &[json!({"random_start": false}), json!({"betas": [0.0, 0.9]}), json!({"gradient": "sign"})]),
+    );
+    let apgd = changes(
+        &["stop"],
+        &[
+            json!({"start": "uniform"}),
+            json!({"start": "image"}),
+            json!({"bookkeeping": "single-draw"}),
+            json!({"schedule": "art", "rating_draws": 1}),
+        ],
+    );
+    every_field_matters(json!({"name": "apgd", "eot": eot, "steps": [20]}), &apgd);
+    let art = json!({"name": "apgd", "eot": eot, "steps": [40], "schedule": "art", "rating_draws": 1});
+    let apgd =
+        [&apgd[..apgd.len() - 1], &[json!({"rating_draws": 2}), json!({"schedule": "auto-attack", "rating_draws": 0})]];
+    every_field_matters(art, &apgd.concat());
+    let rate = json!({"learning_rate": "1/255"});
+    every_field_matters(
+        json!({"name": "gradient-ascent", "eot": eot, "norm": "l2", "eps": "0.2", "penalty": "-0.1"}),
+        &changes(
+            &["norm", "step_size"],
+            &[json!({"norm": "linf", "penalty": 0}), json!({"penalty": "-0.5", "project": false}), rate.clone()],
+        ),
+    );
+    every_field_matters(
+        json!({"name": "adam", "eot": eot, "learning_rate": "2/255", "loss": "cross-entropy", "gradient": "raw"}),
+        &changes(&["step_size"], &[json!({"beta1": 0.5}), json!({"beta2": 0.9}), json!({"gradient": "sign"}), rate]),
+    );
+    every_field_matters(
+        json!({"name": "evolution-strategy", "schedule": [{"steps": 2, "samples": 4}], "loss": "cross-entropy"}),
+        &changes(
+            &["eot", "stop"],
+            &[
+                json!({"sigma": "80/255"}),
+                json!({"schedule": [{"steps": 2, "samples": 4}, {"steps": 1, "samples": 6}]}),
+                vote.clone(),
+            ],
+        ),
+    );
+    every_field_matters(
+        json!({"name": "logit-matching", "draws": 2, "step_size": "4/255"}),
+        &changes(
+            &["eot", "stop", "loss"],
+            &[json!({"sigma": "60/255"}), json!({"draws": 3}), json!({"clean": false}), vote],
+        ),
+    );
 }
 
 #[test]
@@ -417,14 +534,15 @@ fn misfits_and_errors_come_back_as_errors() {
     let victim = Victim { net: &net, defense: &Open, batch: 4 };
     let (x, good) = (images(3), keys(1, 0..3));
     let error = |victim: &Victim<'_>, x: &Tensor, goal: &Goal, keys: &[Key]| {
-        Pgd::default().run(victim, x, goal, keys, &mut |_| Ok(())).unwrap_err().to_string()
+        Pgd::default().run(victim, x, goal, keys, None, &mut |_| Ok(())).unwrap_err().to_string()
     };
     assert!(error(&victim, &x, &goal(3), &good[..2]).contains("3 images with 2 keys"));
     assert!(error(&victim, &x, &goal(2), &good).contains("a goal for 2"));
     assert!(error(&victim, &x, &Goal::Targeted(vec![4; 3]), &good).contains("class 4 is no goal"));
     assert!(error(&victim, &(&x + 1.0).unwrap(), &goal(3), &good).contains("pixels in [0, 1]"));
     assert!(error(&Victim { batch: 0, ..victim }, &x, &goal(3), &good).contains("batch of 0"));
-    let stopped = Pgd::default().run(&victim, &x, &goal(3), &good, &mut |_| candle_core::bail!("the disk is full"));
+    let stopped =
+        Pgd::default().run(&victim, &x, &goal(3), &good, None, &mut |_| candle_core::bail!("the disk is full"));
     assert!(stopped.unwrap_err().to_string().contains("the disk is full"));
     assert_eq!(victim.predict(&images(0), &[]).unwrap().dims(), [0, 4]);
     assert_eq!(run(&Pgd::default(), &victim, &images(0), &goal(0), &[])[0].x.dims(), [0, 3, 2, 2]);
@@ -432,7 +550,21 @@ fn misfits_and_errors_come_back_as_errors() {
 
 #[test]
 fn the_catalogue_is_whole_and_names_its_companions() {
-    assert_eq!(Spec::NAMES, ["none", "uniform-noise", "pgd"]);
+    assert_eq!(
+        Spec::NAMES,
+        [
+            "none",
+            "uniform-noise",
+            "pgd",
+            "momentum",
+            "aggmo",
+            "apgd",
+            "gradient-ascent",
+            "adam",
+            "evolution-strategy",
+            "logit-matching",
+        ]
+    );
     for spec in Spec::examples() {
         spec.check().unwrap();
         let text = serde_json::to_string(&spec).unwrap();

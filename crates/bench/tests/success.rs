@@ -68,7 +68,7 @@ fn outcomes(net: &dyn Classifier, defense: &dyn Defense, x: &Tensor, labels: &[u
     let pgd = Pgd { eps: "4/255".parse().unwrap(), ..Pgd::default() };
     let mut attacked = None;
     let goal = Goal::Untargeted(labels.to_vec());
-    pgd.run(&victim, x, &goal, &keys, &mut |snapshot| {
+    pgd.run(&victim, x, &goal, &keys, None, &mut |snapshot| {
         attacked = Some(snapshot.x);
         Ok(())
     })

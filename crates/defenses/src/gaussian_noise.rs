@@ -1,7 +1,6 @@
 //! Gaussian noise on every pixel.
 
-use candle_core::{Result, Tensor};
-use game::{Defense, Entry, Gradient, Key};
+use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{self, Kernel, Pixel, Shape};
@@ -49,51 +48,41 @@ impl Entry for GaussianNoise {
     }
 }
 
-impl GaussianNoise {
-    /// Calls `each` with every index and noisy, unclipped pixel.
-    fn noisy<F: Pixel>(&self, x: &[F], key: Key, mut each: impl FnMut(usize, F)) {
-        let sigma = F::from_f64(self.sigma);
-        let mut noise = vec![0.0f32; x.len()];
-        key.fill_normal(&mut noise);
-        for (i, (&pixel, z)) in x.iter().zip(noise).enumerate() {
-            each(i, pixel + sigma * F::from_f64(f64::from(z)));
+vectorised! {
+    /// Adds `sigma` times the noise `z`.
+    fn add<F: Pixel>(x: &[F], z: &[f32], sigma: F, clip: bool, out: &mut [F]) {
+        for ((out, &pixel), &z) in out.iter_mut().zip(x).zip(z) {
+            let noisy = pixel + sigma * F::drawn(z);
+            *out = if clip { noisy.clipped() } else { noisy };
+        }
+    }
+}
+
+vectorised! {
+    /// Passes on the gradient where the noisy pixel is not clipped.
+    fn keep_inside<F: Pixel>(x: &[F], z: &[f32], sigma: F, upstream: &[F], out: &mut [F]) {
+        for (((out, &pixel), &z), &upstream) in out.iter_mut().zip(x).zip(z).zip(upstream) {
+            let inside = (pixel + sigma * F::drawn(z)).is_inside();
+            *out = if inside { upstream } else { F::zero() };
         }
     }
 }
 
 impl Kernel for GaussianNoise {
     fn forward<F: Pixel>(&self, x: &[F], _: Shape, key: Key, out: &mut [F]) {
-        self.noisy(x, key, |i, pixel| {
-            out[i] = match pixel {
-                low if self.clip && low < F::zero() => F::zero(),
-                high if self.clip && high > F::one() => F::one(),
-                inside => inside,
-            }
-        });
+        let sigma = F::narrow(self.sigma);
+        kernel::normals(key, x.len(), |i, z| add(&x[i.clone()], z, sigma, self.clip, &mut out[i]));
     }
 
     fn backward<F: Pixel>(&self, x: &[F], _: Shape, key: Key, upstream: &[F], out: &mut [F]) {
         if !self.clip {
             return out.copy_from_slice(upstream);
         }
-        self.noisy(x, key, |i, pixel| {
-            if (F::zero()..=F::one()).contains(&pixel) {
-                out[i] = upstream[i];
-            }
+        let sigma = F::narrow(self.sigma);
+        kernel::normals(key, x.len(), |i, z| {
+            keep_inside(&x[i.clone()], z, sigma, &upstream[i.clone()], &mut out[i]);
         });
     }
 }
 
-impl Defense for GaussianNoise {
-    fn apply(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
-        kernel::forward(self, x, keys)
-    }
-
-    fn gradient(&self) -> Gradient {
-        self.gradient
-    }
-
-    fn exact_pullback(&self, x: &Tensor, keys: &[Key], upstream: &Tensor) -> Result<Tensor> {
-        kernel::backward(self, x, keys, upstream)
-    }
-}
+kernel::defense!(GaussianNoise);

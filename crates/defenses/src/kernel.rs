@@ -5,10 +5,161 @@ use game::Key;
 use rayon::prelude::*;
 
 /// The numbers a kernel computes with: `f32` in runs, `f64` where tests differentiate by finite differences.
-pub trait Pixel: WithDType {}
+///
+/// The conversions are candle's, made to inline into code that is compiled for several instruction sets.
+pub trait Pixel: WithDType + Default {
+    /// The number of bits.
+    const BITS: u32;
 
-impl Pixel for f32 {}
-impl Pixel for f64 {}
+    /// A number and where it stands, in one integer: the number's ordered bits above the 32 of the place.
+    type Placed: Copy + Default + Ord + 'static;
+
+    /// The nearest number of this kind.
+    fn narrow(value: f64) -> Self;
+
+    /// Draws of a key in this kind.
+    fn drawn(value: f32) -> Self;
+
+    /// The same number in double precision.
+    fn widen(self) -> f64;
+
+    /// The nearest integer, the even one of two.
+    fn round_even(self) -> Self;
+
+    /// `self / divisor` for whole numbers, of which the second is at most 2^16 and has this `reciprocal`.
+    ///
+    /// In single precision a product in double precision gives the same bits sooner: such a quotient is never so near the
+    /// middle of two single numbers that the product's rounding could cross it.
+    fn over(self, divisor: Self, reciprocal: f64) -> Self;
+
+    /// Bits that order as the numbers do (and put -0 below 0).
+    fn ordered(self) -> u64;
+
+    /// The number at a place.
+    fn place(self, place: u32) -> Self::Placed;
+
+    /// The number, its place, and its ordered bits from `shift` on.
+    fn placed(placed: Self::Placed, shift: u32) -> (Self, u32, u64);
+
+    /// The nearest number in `[0, 1]`.
+    #[inline(always)]
+    fn clipped(self) -> Self {
+        let positive = if self < Self::zero() { Self::zero() } else { self };
+        if positive > Self::one() { Self::one() } else { positive }
+    }
+
+    /// Whether the number is in `[0, 1]`, where clipping changes nothing.
+    #[inline(always)]
+    fn is_inside(self) -> bool {
+        self >= Self::zero() && self <= Self::one()
+    }
+}
+
+macro_rules! pixel {
+    ($kind:ident, $bits:ident, $wide:ident, $over:expr) => {
+        impl Pixel for $kind {
+            const BITS: u32 = $bits::BITS;
+            type Placed = $wide;
+
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                value as Self
+            }
+
+            #[inline(always)]
+            fn drawn(value: f32) -> Self {
+                value.into()
+            }
+
+            #[inline(always)]
+            fn widen(self) -> f64 {
+                self.into()
+            }
+
+            #[inline(always)]
+            fn round_even(self) -> Self {
+                self.round_ties_even()
+            }
+
+            #[inline(always)]
+            fn over(self, divisor: Self, reciprocal: f64) -> Self {
+                $over(self, divisor, reciprocal)
+            }
+
+            #[inline(always)]
+            fn ordered(self) -> u64 {
+                const SIGN: $bits = 1 << ($bits::BITS - 1);
+                let bits = self.to_bits();
+                (if bits & SIGN == 0 { bits | SIGN } else { !bits }).into()
+            }
+
+            #[inline(always)]
+            fn place(self, place: u32) -> $wide {
+                $wide::from(self.ordered()) << 32 | $wide::from(place)
+            }
+
+            #[inline(always)]
+            fn placed(placed: $wide, shift: u32) -> (Self, u32, u64) {
+                const SIGN: $bits = 1 << ($bits::BITS - 1);
+                let ordered = (placed >> 32) as $bits;
+                let value = Self::from_bits(if ordered & SIGN == 0 { !ordered } else { ordered ^ SIGN });
+                (value, placed as u32, u64::from(ordered) >> shift)
+            }
+        }
+    };
+}
+
+pixel!(f32, u32, u64, |a: f32, _, reciprocal| (f64::from(a) * reciprocal) as f32);
+pixel!(f64, u64, u128, |a: f64, b: f64, _| a / b);
+
+/// How many draws of a key are made and used at a time: few enough to stay in the first cache.
+const CHUNK: usize = 2048;
+
+/// Calls `each` with the chunks of `0..len` and the standard normal numbers of `key` for them.
+pub fn normals(key: Key, len: usize, mut each: impl FnMut(std::ops::Range<usize>, &[f32])) {
+    chunks(len, |range, noise| {
+        key.fill_normal_from(range.start as u64 / 4, noise);
+        each(range, noise);
+    });
+}
+
+/// Calls `each` with the chunks of `0..len` and the uniform numbers of `key` for them.
+pub fn uniforms(key: Key, len: usize, mut each: impl FnMut(std::ops::Range<usize>, &[f32])) {
+    chunks(len, |range, noise| {
+        key.fill_uniform_from(range.start as u64 / 4, noise);
+        each(range, noise);
+    });
+}
+
+fn chunks(len: usize, mut each: impl FnMut(std::ops::Range<usize>, &mut [f32])) {
+    let mut buffer = [0.0; CHUNK];
+    for start in (0..len).step_by(CHUNK) {
+        let n = CHUNK.min(len - start);
+        each(start..start + n, &mut buffer[..n]);
+    }
+}
+
+/// An integer drawn uniformly from `low..=high`.
+pub fn integer(key: Key, low: u64, high: u64) -> usize {
+    (low + key.below(high.saturating_sub(low) + 1)) as usize
+}
+
+/// Refuses a range whose ends are not in order.
+pub fn ordered<T: PartialOrd + std::fmt::Display>(
+    (low_name, low): (&str, T),
+    (high_name, high): (&str, T),
+) -> std::result::Result<(), String> {
+    if low <= high { Ok(()) } else { Err(format!("{low_name} = {low} must be at most {high_name} = {high}")) }
+}
+
+/// Refuses a number that is not finite or below `least`.
+pub fn at_least(name: &str, value: f64, least: f64) -> std::result::Result<(), String> {
+    if value.is_finite() && value >= least {
+        Ok(())
+    } else {
+        Err(format!("{name} = {value} must be a finite number of at least {least}"))
+    }
+}
 
 /// Channels, rows and columns of one image; pixel `(c, i, j)` is element `(c * height + i) * width + j`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +194,31 @@ pub trait Kernel: Sync {
     /// Fills `out`, which is zero, with the product of `upstream` and the Jacobian at `x`.
     fn backward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]);
 }
+
+/// Implements [`Defense`](game::Defense) with the kernel and the field `gradient`.
+macro_rules! defense {
+    ($kind:ident) => {
+        impl game::Defense for $kind {
+            fn apply(&self, x: &candle_core::Tensor, keys: &[game::Key]) -> candle_core::Result<candle_core::Tensor> {
+                $crate::kernel::forward(self, x, keys)
+            }
+
+            fn gradient(&self) -> game::Gradient {
+                self.gradient
+            }
+
+            fn exact_pullback(
+                &self,
+                x: &candle_core::Tensor,
+                keys: &[game::Key],
+                upstream: &candle_core::Tensor,
+            ) -> candle_core::Result<candle_core::Tensor> {
+                $crate::kernel::backward(self, x, keys, upstream)
+            }
+        }
+    };
+}
+pub(crate) use defense;
 
 /// Transforms a batch `(n, c, h, w)` of `f32` or `f64`, one key per image.
 pub fn forward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key]) -> Result<Tensor> {

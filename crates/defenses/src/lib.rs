@@ -3,16 +3,43 @@
 //! To add one: write its file (parameters, arithmetic, reference, unit test) and name it in the `catalogue!` below. The
 //! parameter files, listings and contract tests take it from there.
 
+mod block_dct;
+mod crop;
+mod dct;
+mod fft;
+mod fourier;
+mod gaussian_blur;
 mod gaussian_noise;
+#[cfg(test)]
+mod golden;
 mod identity;
+mod jpeg;
 mod kernel;
+mod median_blur;
+mod noise_injection;
+mod quantisation;
+mod resample;
+mod resize_pad;
 mod rotation;
+mod scratch;
 mod stack;
+mod swirl;
 
+pub use block_dct::BlockDct;
+pub use crop::{Crop, CropResize};
+pub use fft::{Band, Fft};
+pub use gaussian_blur::GaussianBlur;
 pub use gaussian_noise::GaussianNoise;
 pub use identity::Identity;
+pub use jpeg::Jpeg;
+pub use median_blur::MedianBlur;
+pub use noise_injection::{Noise, NoiseInjection, PoissonScale};
+pub use quantisation::Quantisation;
+pub use resample::Sampling;
+pub use resize_pad::ResizePad;
 pub use rotation::Rotation;
 pub use stack::{Order, Stack};
+pub use swirl::Swirl;
 
 use game::Defense;
 
@@ -22,6 +49,17 @@ game::catalogue! {
         "none" => Identity,
         "gaussian-noise" => GaussianNoise,
         "rotation" => Rotation,
+        "noise-injection" => NoiseInjection,
+        "gaussian-blur" => GaussianBlur,
+        "median-blur" => MedianBlur,
+        "swirl" => Swirl,
+        "quantisation" => Quantisation,
+        "fft" => Fft,
+        "crop" => Crop,
+        "crop-resize" => CropResize,
+        "resize-pad" => ResizePad,
+        "jpeg" => Jpeg,
+        "block-dct" => BlockDct,
         "stack" => Stack,
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::compile::{Compiled, Stage, Value, Work};
+use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
 use crate::kernels::stem::{Planes, Stem};
@@ -12,7 +13,6 @@ use crate::lower::Act;
 use crate::memory::{Floats, Layout};
 use crate::passes::{Algorithm, Pass};
 use crate::places::{Back, Place};
-use simd::dense::Dense;
 
 /// Images on their way through a network: the memory of one thread.
 ///

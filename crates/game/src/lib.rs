@@ -11,6 +11,7 @@ mod goal;
 mod interval;
 mod key;
 mod norm;
+mod vectorised;
 pub mod vote;
 
 pub use catalogue::Entry;
@@ -21,3 +22,4 @@ pub use goal::Goal;
 pub use interval::{wilson, wilson_rate};
 pub use key::{Key, Phase, philox4x32_10};
 pub use norm::Norm;
+pub use vectorised::InstructionSet;

@@ -13,6 +13,7 @@
 
 pub mod dense;
 pub mod view;
+pub mod winograd;
 
 pub use view::{Finish, Spot, View};
 

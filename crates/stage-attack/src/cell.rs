@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use artifact::AttackRow;
-use attacks::{Snapshot, Victim};
+use attacks::{Guides, Snapshot, Victim};
 use candle_core::{Device, Tensor};
 use game::{Classifier, Key, Norm, Phase};
 use stage::{Context, Invalid, Progress, images::Images};
@@ -22,6 +22,8 @@ pub(crate) struct Cell<'a> {
     pub params: &'a Params,
     pub ctx: &'a Context,
     pub network: &'a dyn Classifier,
+    /// The first image of each class of the whole sample, for attacks that imitate other images.
+    pub guides: Option<&'a Images>,
 }
 
 /// The distance between an image and its origin, in pixel units.
@@ -48,10 +50,10 @@ impl Cell<'_> {
         self.params.attack.build().steps().len() as u64 + u64::from(self.is_control())
     }
 
-    /// Evaluations of the network for this many images at most: gradient queries and votes.
+    /// Forward evaluations of the network for this many images at most, by the attack and by the votes.
     pub fn evaluations(&self, images: u64) -> u64 {
         let cost = self.params.attack.build().cost();
-        images * (cost.backward + self.polls() * u64::from(self.params.votes.draws))
+        images * (cost.forward + self.polls() * u64::from(self.params.votes.draws))
     }
 
     /// Says what the cell will cost.
@@ -76,8 +78,12 @@ impl Cell<'_> {
     }
 
     /// Fails if an image is outside its ball or its box: no success there counts.
+    ///
+    /// An attack that may leave its ball fails where it does; the report tells by the distance.
     fn check(&self, id: u32, distance: Distance, x: &[f32]) -> Result<(), Invalid> {
-        let (measured, budget) = match self.params.attack.build().ball() {
+        let attack = self.params.attack.build();
+        let (measured, budget) = match attack.ball() {
+            Some(_) if !attack.stays_inside() => (0.0, 0.0),
             Some((Norm::Linf, eps)) => (distance.linf, eps.value()),
             Some((Norm::L2, eps)) => (distance.l2, eps.value()),
             None => (distance.linf, 0.0),
@@ -92,12 +98,10 @@ impl Cell<'_> {
 
     /// The rows of some images, image after image.
     pub fn attack(&self, images: &Images, batch: usize, progress: &Progress) -> anyhow::Result<Vec<AttackRow>> {
-        let shape = (images.len(), 3, images.height, images.width);
-        let x = Tensor::from_vec(images.to_f32(), shape, &Device::Cpu)?;
         let metered = Metered { network: self.network, progress };
-        let victim = Victim { net: &metered, defense: self.params.defense.build(), batch };
-        let chunk = Chunk { cell: self, images, x, victim };
-        let snapshots = chunk.snapshots()?;
+        let victim = Victim { net: self.network, defense: self.params.defense.build(), batch };
+        let chunk = Chunk { cell: self, images, x: tensor(images)?, victim };
+        let snapshots = chunk.snapshots(&Victim { net: &metered, ..victim })?;
         let before = snapshots.iter().filter(|_| self.is_control()).map(|snapshot| (Phase::Before, snapshot));
         let mut columns = Vec::new();
         for (phase, snapshot) in before.chain(snapshots.iter().map(|snapshot| (Phase::After, snapshot))) {
@@ -119,17 +123,19 @@ struct Chunk<'a> {
 
 impl Chunk<'_> {
     /// Runs the attack.
-    fn snapshots(&self) -> anyhow::Result<Vec<Snapshot>> {
+    fn snapshots(&self, victim: &Victim<'_>) -> anyhow::Result<Vec<Snapshot>> {
         let start = Instant::now();
         let params = self.cell.params;
         let goal = params.goal.of(&self.images.labels);
         let mut snapshots = Vec::new();
-        params.attack.build().run(&self.victim, &self.x, &goal, &self.keys(Phase::Attack), &mut |snapshot| {
+        let guides = self.cell.guides.map(|guides| anyhow::Ok((tensor(guides)?, &guides.labels))).transpose()?;
+        let guides = guides.as_ref().map(|(x, labels)| Guides { x, labels });
+        params.attack.build().run(victim, &self.x, &goal, &self.keys(Phase::Attack), guides, &mut |snapshot| {
             snapshots.push(snapshot);
             Ok(())
         })?;
-        let queries = snapshots.last().map_or(0, |snapshot| snapshot.backward_queries) * self.images.len() as u64;
-        self.cell.ctx.time("gradient_queries", queries, start.elapsed().as_secs_f64());
+        let queries = |snapshot: &Snapshot| snapshot.forward_queries.iter().sum();
+        self.cell.ctx.time("attack_queries", snapshots.last().map_or(0, queries), start.elapsed().as_secs_f64());
         Ok(snapshots)
     }
 
@@ -168,23 +174,42 @@ impl Chunk<'_> {
             step: snapshot.step as u32,
             votes: ballot.votes,
             mean_logits: params.keep_logits.then_some(ballot.mean_logits),
-            loss: snapshot.loss.as_ref().map(|loss| loss[i]),
+            loss: snapshot.loss[i],
             linf: distance.linf,
             l2: distance.l2,
-            zero_gradient: snapshot.zero_gradient.as_ref().map(|share| share[i]),
+            zero_gradient: snapshot.zero_gradient[i],
             non_finite: snapshot.non_finite[i],
-            forward_queries: snapshot.forward_queries,
-            backward_queries: snapshot.backward_queries,
+            forward_queries: snapshot.forward_queries[i],
+            backward_queries: snapshot.backward_queries[i],
             delta: params.keep_delta.then(delta),
         })
     }
 }
 
+/// Images as `(n, 3, h, w)` in `[0, 1]`.
+fn tensor(images: &Images) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(images.to_f32(), (images.len(), 3, images.height, images.width), &Device::Cpu)
+}
+
 impl Distance {
     fn between(from: &[f32], to: &[f32]) -> Self {
         let changes = || to.iter().zip(from).map(|(&to, &from)| f64::from(to) - f64::from(from));
-        // Comparing this way keeps a NaN.
-        let linf = changes().fold(0.0, |most, change| if change.abs() <= most { most } else { change.abs() });
+        // Once a NaN, always a NaN.
+        let larger = |most: f64, change: f64| if change.abs() > most || change.is_nan() { change.abs() } else { most };
+        let linf = changes().fold(0.0, larger);
         Self { linf, l2: changes().map(|change| change * change).sum::<f64>().sqrt() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distance_is_the_largest_and_the_euclidean_and_forgets_no_nan() {
+        let distance = Distance::between(&[0.0, 0.5, 1.0], &[0.25, 0.5, 0.5]);
+        assert_eq!(distance, Distance { linf: 0.5, l2: 0.3125f64.sqrt() });
+        let distance = Distance::between(&[0.0, 0.5, 1.0], &[f32::NAN, 0.5, 0.5]);
+        assert!(distance.linf.is_nan() && distance.l2.is_nan());
     }
 }

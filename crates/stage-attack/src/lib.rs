@@ -44,7 +44,8 @@ impl Stage for Attack {
         fits(params, &first, network.classes(), &table)?;
         let batch = (PIXELS / (first.height * first.width).max(1)).clamp(4, 128);
         let images = count(ctx, params.limit)?;
-        let cell = Cell { params, ctx, network: network.as_ref() };
+        let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
+        let cell = Cell { params, ctx, network: network.as_ref(), guides: guides.as_ref() };
         cell.announce(images);
         let progress = ctx.progress(cell.evaluations(images), "evaluations");
         for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
@@ -54,6 +55,24 @@ impl Stage for Attack {
         cell.report();
         Ok(())
     }
+}
+
+/// The first image of each class of the whole sample, in the sample's order: the same for every shard.
+fn guides(ctx: &Context) -> anyhow::Result<Images> {
+    let mut guides: Option<Images> = None;
+    for image in images::chunks(ctx, Shard::WHOLE, None, 1)? {
+        let image = image?;
+        match &mut guides {
+            None => guides = Some(image),
+            Some(guides) if !guides.labels.contains(&image.labels[0]) => {
+                guides.ids.extend(image.ids);
+                guides.labels.extend(image.labels);
+                guides.pixels.extend(image.pixels);
+            }
+            Some(_) => {}
+        }
+    }
+    guides.ok_or_else(|| Unfit("the sample holds no image to imitate".to_owned()).into())
 }
 
 /// The number of images of this shard.

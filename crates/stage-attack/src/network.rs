@@ -37,7 +37,7 @@ fn fault(error: weights::Error) -> anyhow::Error {
     if error.is_invalid_numbers() { Invalid(text).into() } else { Unfit(text).into() }
 }
 
-/// A network whose gradient queries move a progress bar.
+/// A network whose evaluations by the attack move a progress bar.
 pub(crate) struct Metered<'a> {
     pub network: &'a dyn Classifier,
     pub progress: &'a Progress,
@@ -53,7 +53,9 @@ impl Classifier for Metered<'_> {
     }
 
     fn logits(&self, x: &Tensor, keys: &[Key]) -> candle_core::Result<Tensor> {
-        self.network.logits(x, keys)
+        let logits = self.network.logits(x, keys)?;
+        self.progress.advance(x.dim(0)? as u64);
+        Ok(logits)
     }
 
     fn input_gradient(
@@ -63,7 +65,7 @@ impl Classifier for Metered<'_> {
         upstream: &mut dyn FnMut(&Tensor) -> candle_core::Result<Tensor>,
     ) -> candle_core::Result<Tensor> {
         let gradient = self.network.input_gradient(x, keys, upstream)?;
-        self.progress.advance(keys.len() as u64);
+        self.progress.advance(x.dim(0)? as u64);
         Ok(gradient)
     }
 }

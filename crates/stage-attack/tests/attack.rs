@@ -135,7 +135,7 @@ fn rows_say_what_was_done_to_every_image_at_every_step() {
     }
     let timing = artifact::read::<artifact::TimingRow>(&bench.out("a").with_extension("timing.parquet")).unwrap().1;
     let count = |work: &str| timing.iter().find(|row| row.work == work).map(|row| row.count);
-    assert_eq!(count("gradient_queries"), Some(u64::from(IMAGES) * 6));
+    assert_eq!(count("attack_queries"), Some(u64::from(IMAGES) * 6));
     assert_eq!(count("votes"), Some(rows.iter().map(|row| row.votes.len() as u64).sum()));
 }
 

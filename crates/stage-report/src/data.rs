@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Result;
 use artifact::AttackRow;
+use game::{Fraction, Norm};
 use serde_json::Value;
 use stage::{Context, Input, Unfit};
 
@@ -77,10 +78,13 @@ impl Store {
         for view in [&before, &zero, &noise] {
             after.same_images(view)?;
         }
+        let budget = attack.budget();
         let join = |(id, row): (&u32, &&AttackRow)| {
             let ballot =
                 |view: &View<'_>| decide(view.rows[id], rule, view.draws).map_err(|why| view.refuse(*id, &why));
-            Ok(Outcome::new(row, ballot(&before)?, [ballot(&after)?, ballot(&zero)?, ballot(&noise)?]))
+            let attacked = ballot(&after)?;
+            let attacked = if budget.is_some_and(|budget| budget.exceeded(row)) { attacked.failed() } else { attacked };
+            Ok(Outcome::new(row, ballot(&before)?, [attacked, ballot(&zero)?, ballot(&noise)?]))
         };
         after.rows.iter().map(join).collect()
     }
@@ -109,6 +113,14 @@ impl Store {
 }
 
 impl Folder {
+    /// The attack's ball; none for an attack that has none.
+    fn budget(&self) -> Option<Budget> {
+        let attack = self.parameters().get("attack")?;
+        let eps: Fraction = serde_json::from_value(attack.get("eps")?.clone()).ok()?;
+        let norm = attack.get("norm").cloned().and_then(|norm| serde_json::from_value(norm).ok()).unwrap_or_default();
+        Some(Budget { norm, eps: eps.value() })
+    }
+
     fn parameters(&self) -> &Value {
         &self.parts[0].provenance.parameters
     }
@@ -172,5 +184,55 @@ impl<'a> View<'a> {
 
     fn refuse(&self, id: u32, why: &str) -> Unfit {
         Unfit(format!("{}: image {id}: {why}", self.folder))
+    }
+}
+
+/// What a perturbation may measure.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    norm: Norm,
+    eps: f64,
+}
+
+impl Budget {
+    /// Whether an attack left its ball, beyond rounding: some attacks may, and then have failed, as robustml counts it.
+    fn exceeded(self, row: &AttackRow) -> bool {
+        let size = match self.norm {
+            Norm::Linf => row.linf,
+            Norm::L2 => row.l2,
+        };
+        size > self.eps * (1.0 + 1e-5) + 1e-6
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_perturbation_outside_its_ball_is_a_failure_however_it_is_measured() {
+        let row = AttackRow { linf: 0.04, l2: 2.0, ..crate::tests::row(0, 1, "after", &[]) };
+        let exceeded = |norm, eps| Budget { norm, eps }.exceeded(&row);
+        assert!(exceeded(Norm::Linf, 8.0 / 255.0) && !exceeded(Norm::Linf, 0.04));
+        assert!(exceeded(Norm::L2, 1.9) && !exceeded(Norm::L2, 2.0));
+        let outside = crate::decide::Decision { correct: false, reached: true, draws: Some((3, 4)) }.failed();
+        assert_eq!(outside, crate::decide::Decision { correct: true, reached: false, draws: Some((0, 4)) });
+    }
+
+    #[test]
+    fn the_budget_is_read_from_the_attacks_own_parameters() {
+        let folder = |attack: Value| {
+            let text = json!({
+                "kind": "attack", "stage": "attack", "revision": 1, "parameters": { "attack": attack },
+                "shard": { "index": 0, "count": 1 }, "inputs": {}, "facts": {}, "environment": {},
+            });
+            let provenance = serde_json::from_value(text).unwrap();
+            Folder { parts: vec![Input { path: PathBuf::new(), provenance, sha256: String::new() }], rows: Vec::new() }
+        };
+        let budget = folder(json!({"name": "pgd", "norm": "l2", "eps": "1/2"})).budget().unwrap();
+        assert_eq!((budget.norm, budget.eps), (Norm::L2, 0.5));
+        assert!(folder(json!({"name": "none"})).budget().is_none());
     }
 }

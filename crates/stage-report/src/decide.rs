@@ -16,6 +16,13 @@ pub(crate) struct Decision {
     pub draws: Option<(u64, u64)>,
 }
 
+impl Decision {
+    /// The same for a perturbation outside its budget: whatever the votes say, the adversary has failed.
+    pub(crate) fn failed(self) -> Self {
+        Self { correct: true, reached: false, draws: self.draws.map(|(_, all)| (0, all)) }
+    }
+}
+
 /// Applies a rule to one row's votes, `asked` draws of which were asked for.
 ///
 /// `any` and `all` judge draws one by one: the image counts as right if any (all) of its draws are, and the objective

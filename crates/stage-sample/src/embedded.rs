@@ -1,4 +1,14 @@
 //! The embedded set: ten shapes, drawn from a seed.
+//!
+//! A shape stands at a random place, size, turn and colour on a smooth background. Its luma always differs, so that no
+//! image is unreadable; and the images have grain of various strength, so that a network trained on them can bear some
+//! noise.
+//!
+//! How hard the set is, of seed 0: the demo network (cifar-resnet, depth 8, width 16, seed 0), trained by the stage
+//! `finetune` on 3,600 of the 4,000 training images (400 held out to choose the epoch; 12 epochs, batch 64, AdamW, a
+//! learning rate of 0.002), is right on 97.2 % of the 1,000 test images. Undefended, PGD-10 (l-inf, eps 8/255, step size
+//! 2/255, random start, seed 1) fools it on 964 of those 972. Under Gaussian noise, not clipped, it is right on 97.4 %
+//! (sigma 0.05), 83.1 % (0.1) and 24.4 % (0.2), by the stage `attack` without an attack, two draws per image.
 
 use game::{Key, Phase};
 use serde::{Deserialize, Serialize};
@@ -21,6 +31,10 @@ const RADIUS: (f64, f64) = (8.0, 12.0);
 const SHADE: f64 = 0.15;
 /// Smallest Euclidean distance between the colour of a shape and the main colour behind it, in `[0, 1]^3`.
 const CONTRAST: f64 = 0.6;
+/// Smallest difference of their luma.
+const LUMA_CONTRAST: f64 = 0.35;
+/// Weights of red, green and blue in luma (ITU-R BT.601).
+const LUMA: [f64; 3] = [0.299, 0.587, 0.114];
 /// Largest standard deviation of an image's grain, in `[0, 1]`; the smallest is zero.
 const GRAIN: f64 = 0.1;
 
@@ -133,12 +147,14 @@ fn direction(key: Key) -> [f64; 2] {
     })
 }
 
-/// A uniform colour that is far enough from another.
+/// A uniform colour that is far enough from another, and lighter or darker enough.
 fn contrasting(other: [f64; 3], key: Key) -> [f64; 3] {
     first(key, |key| {
         let colour = colour(key, 0.0, 1.0);
-        let square: f64 = colour.iter().zip(other).map(|(a, b)| (a - b) * (a - b)).sum();
-        (square > CONTRAST * CONTRAST).then_some(colour)
+        let apart = [0, 1, 2].map(|channel| colour[channel] - other[channel]);
+        let square: f64 = apart.iter().map(|a| a * a).sum();
+        let luma: f64 = apart.iter().zip(LUMA).map(|(a, weight)| a * weight).sum();
+        (square > CONTRAST * CONTRAST && luma.abs() > LUMA_CONTRAST).then_some(colour)
     })
 }
 

@@ -22,7 +22,9 @@ pub struct Picture {
 
 /// Decodes a PNG or JPEG, scales its shorter side to `resize` pixels, and keeps the middle `crop` x `crop`.
 ///
-/// Without either, the bytes of an 8-bit RGB PNG are kept as they are.
+/// Without either, the bytes of an 8-bit RGB PNG are kept as they are. Every other kind of PNG becomes what PIL makes of
+/// it, to the bit; a JPEG, CMYK too, within what decoders may round (1/255; at edges of colour stored at half the
+/// resolution, 5/255 in our tests). An orientation in a JPEG's EXIF is ignored, as PIL does.
 ///
 /// # Errors
 /// If the bytes are no whole PNG or JPEG.
@@ -53,7 +55,8 @@ fn is_rgb8(png: &[u8]) -> bool {
     png.get(24..26) == Some(&[8, 2])
 }
 
-/// As PIL's `convert("RGB")`: grey is copied, alpha dropped, of 16 bits the upper 8 are kept.
+/// As PIL's `convert("RGB")`: grey is copied, alpha dropped, of 16 bits the upper 8 are kept (PIL does so only where
+/// there is colour or alpha, and clips 16-bit grey at 255, which leaves white).
 fn rgb(image: DynamicImage) -> RgbImage {
     let high = |value: u16| (value >> 8) as u8;
     match image {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, IsTerminal, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -17,7 +17,12 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser as _},
 };
 use serde::de::DeserializeOwned;
-use tracing_subscriber::EnvFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, format::Writer as Writing},
+    registry::LookupSpan,
+};
 
 use crate::{Context, Input, Invalid, Stage, Unfit, Usage, environment};
 
@@ -66,7 +71,9 @@ impl Choice {
                     .into()
             }),
             Self::Auto => Ok(Device::new_cuda(0).unwrap_or_else(|_| {
-                tracing::info!("no GPU in this build or on this machine: computing on the CPU");
+                if candle_core::utils::cuda_is_available() {
+                    tracing::info!("no GPU on this machine: computing on the CPU");
+                }
                 Device::Cpu
             })),
         }
@@ -106,11 +113,34 @@ fn version<S: Stage>() -> &'static str {
 }
 
 fn log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let log = log.with_ansi(io::stderr().is_terminal()).without_time().with_target(false);
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,hf_hub=off"));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).event_format(Line);
     // A second call in one process finds the first one's log in place.
     let _ = log.try_init();
+}
+
+/// A log line: what runs, what it says. Make interleaves the lines of many jobs.
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut to: Writing<'_>, event: &Event<'_>) -> std::fmt::Result {
+        if let Some(fields) = ctx.lookup_current().and_then(|span| {
+            let extensions = span.extensions();
+            extensions.get::<FormattedFields<N>>().map(|fields| fields.fields.clone())
+        }) {
+            write!(to, "{}: ", fields.trim_start_matches("line="))?;
+        }
+        if *event.metadata().level() <= Level::WARN {
+            write!(to, "{}: ", event.metadata().level().as_str().to_lowercase())?;
+        }
+        ctx.field_format().format_fields(to.by_ref(), event)?;
+        writeln!(to)
+    }
 }
 
 /// The exit code of an error: that of the outermost cause that has one.
@@ -129,7 +159,8 @@ fn exit(error: &anyhow::Error) -> Exit {
 
 fn execute<S: Stage>(arguments: &Arguments) -> anyhow::Result<()> {
     let folder = arguments.out.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let _span = tracing::info_span!("stage", name = S::NAME, address = %folder, shard = %arguments.shard).entered();
+    let shard = if arguments.shard == Shard::WHOLE { String::new() } else { format!(" {}", arguments.shard) };
+    let _span = tracing::info_span!("stage", line = %format_args!("{} {folder}{shard}", S::NAME)).entered();
     if let Some(threads) = arguments.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("--threads")?;
     }

@@ -1,6 +1,9 @@
 //! Networks and defenses small enough to check by hand; every row is computed alone, in the order written.
 
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+};
 
 use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
 use game::{Classifier, Defense, Gradient, Key};
@@ -59,6 +62,12 @@ impl Net {
         let first = weights(seed, HIDDEN * SIZE).into_iter().map(|w| w * 0.5).collect();
         let second = weights(seed + 1000, classes * HIDDEN).into_iter().map(|w| w * 0.5).collect();
         Self { first: Some(first), second, ..Self::linear(seed, classes) }
+    }
+
+    /// A network with these weights, row by row: of the hidden layer, if there is one, and of the last.
+    pub fn of(first: Option<Vec<f64>>, second: Vec<f64>) -> Self {
+        let classes = second.len() / if first.is_some() { HIDDEN } else { SIZE };
+        Self { first, second, ..Self::linear(0, classes) }
     }
 
     /// The network with its logits multiplied.
@@ -252,11 +261,17 @@ impl Classifier for Poisoned<'_> {
 pub struct Recorder<'a> {
     net: &'a Net,
     seen: Mutex<Vec<Key>>,
+    backward: AtomicU64,
 }
 
 impl<'a> Recorder<'a> {
     pub fn new(net: &'a Net) -> Self {
-        Self { net, seen: Mutex::default() }
+        Self { net, seen: Mutex::default(), backward: AtomicU64::default() }
+    }
+
+    /// Backward evaluations so far.
+    pub fn backward(&self) -> u64 {
+        self.backward.load(Ordering::Relaxed)
     }
 
     pub fn seen(&self) -> Vec<Key> {
@@ -285,6 +300,7 @@ impl Classifier for Recorder<'_> {
         upstream: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         self.seen.lock().unwrap().extend(keys);
+        self.backward.fetch_add(keys.len() as u64, Ordering::Relaxed);
         self.net.input_gradient(x, keys, upstream)
     }
 }

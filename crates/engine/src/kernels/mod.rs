@@ -12,9 +12,9 @@
 pub(crate) mod depthwise;
 pub(crate) mod map;
 pub(crate) mod stem;
-pub(crate) mod winograd;
 
 pub(crate) use simd::{
-    Finish, View, tiles,
-    view::{CLAMP, CLAMP_AND_MARK, End, LINEAR, MASKED, Spot, split},
+    Finish, View, dense,
+    view::{End, split},
+    winograd,
 };

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use simd::{Isa, view::split};
+use simd::{Isa, view::split, winograd};
 
-use super::{Back, Convolution, Layer, Memory, Norm, PARTS, Plane, Program, Target, Work, top};
+use super::{Back, Convolution, Form, Layer, Memory, Norm, PARTS, Plane, Program, Target, Work, top};
 use crate::{Conv, Id, Op, ops::Statistics, steps::Step};
 
 /// The layers so far, and the shapes of their outputs.
@@ -38,6 +38,19 @@ impl Program {
         let parts = builder.parts(&backward);
         let Builder { layers, planes, makers, .. } = builder;
         let scratch = convolutions(&layers).map(|conv| conv.dy.image()).max().unwrap_or(0);
+        let tiles = |conv: &Convolution, input: usize| {
+            let room = |form, from, to| match form {
+                Form::Winograd(chunk) => winograd::scratch(chunk, from, to),
+                Form::Dense => 0,
+            };
+            let back = conv.back.iter().map(|back| room(back.form, conv.dy.padded, input)).max();
+            room(conv.form, input, conv.dy.padded).max(back.unwrap_or(0))
+        };
+        let tiles = layers.iter().map(|layer| match &layer.work {
+            Work::Conv(conv) => tiles(conv, planes[layer.inputs[0]].padded),
+            _ => 0,
+        });
+        let tiles = tiles.max().unwrap_or(0);
         let memory = |(plane, maker): (&Plane, &Option<usize>)| {
             Memory::new(if maker.is_some() { images * plane.image() } else { 0 })
         };
@@ -48,6 +61,7 @@ impl Program {
             slots: slots.into_iter().map(|floats| Memory::new(images * floats)).collect(),
             scratch: (Memory::new(PARTS * scratch), scratch),
             parts: (Memory::new(PARTS * parts), parts),
+            tiles: (Memory::new(PARTS * tiles), tiles),
             layers,
             planes,
             forward,
@@ -146,11 +160,13 @@ impl Builder {
             width: columns,
             border: 0,
         };
+        let form = Form::of(k, stride, from, plane, rows, columns);
         let (mut back, border) = backward(conv, from, plane);
         let dy = Plane { border, ..plane };
         let floats = |taps: usize, run: usize, columns: usize| Memory::new(taps * run * columns);
         for back in &mut back {
-            back.weights = floats(back.positions.len(), conv.outputs, from.padded);
+            back.form = Form::of(k, stride, plane, from, back.rows, back.columns);
+            back.weights = floats(back.form.floats(back.positions.len()), conv.outputs, from.padded);
         }
         let blocks = |padded: usize| split(padded / self.isa.lanes(), self.isa.widest()).collect();
         let work = Convolution {
@@ -164,7 +180,8 @@ impl Builder {
             padding: pad,
             taps: vec![],
             blocks: blocks(plane.padded),
-            weights: floats(k * k, conv.inputs, plane.padded),
+            weights: floats(form.floats(k * k), conv.inputs, plane.padded),
+            form,
             back,
             back_blocks: blocks(from.padded),
             dy,
@@ -318,7 +335,7 @@ fn backward(conv: &Conv, from: Plane, to: Plane) -> (Vec<Back>, usize) {
         let taps = rows.iter().flat_map(|r| columns.iter().map(move |c| (r, c)));
         let (positions, taps) = taps.map(|(r, c)| (r.0 * k + c.0, dy.step(r.1, c.1))).unzip();
         let (rows, columns) = ((from.height - y).div_ceil(stride), (from.width - x).div_ceil(stride));
-        Back { y, x, rows, columns, taps, positions, weights: Memory::default() }
+        Back { y, x, rows, columns, taps, positions, weights: Memory::default(), form: Form::Dense }
     });
     (back.collect(), border)
 }

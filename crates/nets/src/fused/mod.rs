@@ -3,8 +3,11 @@
 //! Autograd ([`crate::Trainee::loss`]) is the reference. Here activations are NHWC with channels padded to whole vectors
 //! and a border of zeros, in buffers that are kept from step to step, and an image passes through as many layers as it
 //! can while it is in the cache: only a batch's statistics, and the sums that carry gradients through them, make all
-//! images wait for each other. Images belong to at most [`PARTS`] groups, which rayon's threads share out; whatever is
-//! summed over images is summed within the group, then over the groups in order, so that no number depends on threads.
+//! images wait for each other. 3x3 convolutions of stride 1 are done by Winograd's F(4x4, 3x3) where its tiles fit the
+//! plane, the gradient of the weights always by its definition.
+//!
+//! Images belong to at most [`PARTS`] groups, which rayon's threads share out; whatever is summed over images is summed
+//! within the group, then over the groups in order, so that no number depends on threads.
 
 mod build;
 mod kernels;
@@ -16,6 +19,7 @@ use simd::{
     Finish, Isa, View,
     dense::{Dense, pack},
     view::End,
+    winograd::{self, Winograd},
 };
 
 use crate::{
@@ -142,6 +146,7 @@ struct Convolution {
     /// Register tiles of output channels.
     blocks: Vec<usize>,
     weights: Memory,
+    form: Form,
     /// The convolutions that carry gradients back, one for each parity of row and column.
     back: Vec<Back>,
     back_blocks: Vec<usize>,
@@ -162,6 +167,80 @@ struct Back {
     taps: Vec<isize>,
     positions: Vec<usize>,
     weights: Memory,
+    form: Form,
+}
+
+/// How a convolution is done: a rule of shapes alone.
+#[derive(Clone, Copy)]
+enum Form {
+    Dense,
+    /// Winograd's F(4x4, 3x3), some tiles at a time.
+    Winograd(usize),
+}
+
+/// Floats of transformed inputs and outputs that stay in the second cache.
+const WINOGRAD: usize = 192 << 10;
+
+impl Form {
+    /// The form of a convolution to a `rows x columns` plane.
+    fn of(kernel: usize, stride: usize, from: Plane, to: Plane, rows: usize, columns: usize) -> Self {
+        let whole = [rows, columns].iter().all(|size| size.is_multiple_of(winograd::TILE));
+        match kernel == 3 && stride == 1 && whole && from.channels.min(to.channels) >= 8 {
+            true => {
+                let tile = winograd::SIDE * winograd::SIDE * (from.padded + to.padded);
+                Self::Winograd((WINOGRAD / tile).clamp(8, 256).next_multiple_of(8))
+            }
+            false => Self::Dense,
+        }
+    }
+
+    /// Floats of packed weights, per input and padded output channel.
+    fn floats(self, taps: usize) -> usize {
+        match self {
+            Self::Dense => taps,
+            Self::Winograd(_) => winograd::SIDE * winograd::SIDE,
+        }
+    }
+
+    /// Packs weights `of(tap, input channel, output channel)`, of which there are `[taps, inputs, outputs]`; the last
+    /// tap first if `turned`.
+    fn pack(
+        self,
+        (blocks, lanes): (&[usize], usize),
+        [taps, inputs, outputs]: [usize; 3],
+        turned: bool,
+        to: &mut [f32],
+        of: impl Fn(usize, usize, usize) -> f32,
+    ) {
+        if let Self::Dense = self {
+            return pack(blocks, lanes, taps * inputs, to, |row, o| match o < outputs {
+                true => of(row / inputs, row % inputs, o),
+                false => 0.0,
+            });
+        }
+        let matrix = inputs * blocks.iter().sum::<usize>() * lanes;
+        let mut first = 0;
+        for width in blocks.iter().map(|block| block * lanes) {
+            for c in 0..inputs {
+                for o in (0..width).step_by(winograd::TOGETHER) {
+                    let mut g = [[0.0; winograd::TOGETHER]; 9];
+                    for (tap, g) in g.iter_mut().enumerate() {
+                        let tap = if turned { 8 - tap } else { tap };
+                        for i in 0..winograd::TOGETHER.min(outputs.saturating_sub(first + o)) {
+                            g[i] = f64::from(of(tap, c, first + o + i));
+                        }
+                    }
+                    let mut u = [[0.0; winograd::TOGETHER]; winograd::SIDE * winograd::SIDE];
+                    winograd::transform(&g, &mut u);
+                    for (e, kernel) in u.iter().enumerate() {
+                        let at = e * matrix + first * inputs + c * width + o;
+                        to[at..][..winograd::TOGETHER].copy_from_slice(kernel);
+                    }
+                }
+            }
+            first += width;
+        }
+    }
 }
 
 impl Convolution {
@@ -172,17 +251,14 @@ impl Convolution {
 
     fn load(&mut self, isa: Isa, weight: &[f32], bias: Option<&[f32]>) {
         let (inputs, outputs, area) = (self.inputs, self.outputs, self.kernel * self.kernel);
-        pack(&self.blocks, isa.lanes(), area * inputs, self.weights.numbers(), |row, o| match o < outputs {
-            true => weight[(o * inputs + row % inputs) * area + row / inputs],
-            false => 0.0,
+        let to = self.weights.numbers();
+        self.form.pack((&self.blocks, isa.lanes()), [area, inputs, outputs], false, to, |tap, c, o| {
+            weight[(o * inputs + c) * area + tap]
         });
-        for back in &mut self.back {
-            let positions = &back.positions;
-            pack(&self.back_blocks, isa.lanes(), positions.len() * outputs, back.weights.numbers(), |row, c| {
-                match c < inputs {
-                    true => weight[(row % outputs * inputs + c) * area + positions[row / outputs]],
-                    false => 0.0,
-                }
+        for Back { form, positions, weights, .. } in &mut self.back {
+            let sizes = [positions.len(), outputs, inputs];
+            form.pack((&self.back_blocks, isa.lanes()), sizes, true, weights.numbers(), |tap, o, c| {
+                weight[(o * inputs + c) * area + positions[tap]]
             });
         }
         if let Some(bias) = bias {
@@ -269,6 +345,8 @@ pub(crate) struct Program {
     scratch: (Memory, usize),
     /// By group: sums of weight gradients, and floats of one group.
     parts: (Memory, usize),
+    /// By group: Winograd's transformed tiles, and floats of one group.
+    tiles: (Memory, usize),
     /// Layers that an image passes through without waiting for the others.
     forward: Vec<Range<usize>>,
     backward: Vec<Range<usize>>,
@@ -319,11 +397,11 @@ impl Program {
         let [_, c, h, w] = self.room;
         let n = x.len() / (c * h * w);
         for phase in self.forward.clone() {
-            self.each_group(n, |_, images| {
+            self.each_group(n, |group, images| {
                 for image in images {
                     for index in phase.clone() {
                         // SAFETY: a layer writes its own image's part of its own buffers, once per phase.
-                        unsafe { self.forward_image(index, image, &x[image * c * h * w..][..c * h * w]) };
+                        unsafe { self.forward_image(index, group, image, &x[image * c * h * w..][..c * h * w]) };
                     }
                 }
             });
@@ -387,7 +465,7 @@ impl Program {
         self.planes[node].bare().view(&self.slots[slot], image)
     }
 
-    unsafe fn forward_image(&self, index: usize, image: usize, x: &[f32]) {
+    unsafe fn forward_image(&self, index: usize, group: usize, image: usize, x: &[f32]) {
         let layer = &self.layers[index];
         let plane = self.planes[layer.output];
         let to = self.value(layer.output, image);
@@ -403,21 +481,24 @@ impl Program {
                     }
                 }
                 Work::Conv(conv) => {
-                    self.isa.run(&Dense {
-                        from: from(0).every(conv.stride, 0, 0),
-                        taps: &conv.taps,
-                        run: conv.inputs,
-                        weights: conv.weights.at(0),
-                        blocks: &conv.blocks,
-                        images: 1,
-                        rows,
-                        columns,
-                        finish: finish(
-                            to,
-                            View::NONE,
-                            if conv.has_bias { conv.bias.as_ptr() } else { std::ptr::null() },
-                        ),
-                    });
+                    let bias = if conv.has_bias { conv.bias.as_ptr() } else { std::ptr::null() };
+                    let source = self.planes[layer.inputs[0]];
+                    self.convolve(
+                        group,
+                        conv.form,
+                        Dense {
+                            from: from(0).every(conv.stride, 0, 0),
+                            taps: &conv.taps,
+                            run: conv.inputs,
+                            weights: conv.weights.at(0),
+                            blocks: &conv.blocks,
+                            images: 1,
+                            rows,
+                            columns,
+                            finish: finish(to, View::NONE, bias),
+                        },
+                        source.padded,
+                    );
                     if let Some(Work::Norm(norm)) = conv.norm.map(|norm| &self.layers[norm].work) {
                         let moments = norm.moments.at(image * 2 * channels);
                         self.isa.run(&Moments { from: to.at, pixels: plane.pixels(), channels, to: moments });
@@ -564,18 +645,49 @@ impl Program {
             let dx = self.gradient(target.slot, layer.inputs[0], image);
             for back in &conv.back {
                 let to = dx.every(conv.stride, back.y, back.x);
-                isa.run(&Dense {
-                    from: dy,
-                    taps: &back.taps,
-                    run: conv.outputs,
-                    weights: back.weights.at(0),
-                    blocks: &conv.back_blocks,
-                    images: 1,
-                    rows: back.rows,
-                    columns: back.columns,
-                    finish: finish(to, if target.add { to } else { View::NONE }, std::ptr::null()),
-                });
+                self.convolve(
+                    group,
+                    back.form,
+                    Dense {
+                        from: dy,
+                        taps: &back.taps,
+                        run: conv.outputs,
+                        weights: back.weights.at(0),
+                        blocks: &conv.back_blocks,
+                        images: 1,
+                        rows: back.rows,
+                        columns: back.columns,
+                        finish: finish(to, if target.add { to } else { View::NONE }, std::ptr::null()),
+                    },
+                    channels,
+                );
             }
+        }
+    }
+
+    /// Does a convolution, of an input with `padded` channels, in its form.
+    unsafe fn convolve(&self, group: usize, form: Form, job: Dense<'_>, padded: usize) {
+        let Form::Winograd(chunk) = form else { return unsafe { self.isa.run(&job) } };
+        // The first of a tile's inputs is under the lowest tap.
+        let first = job.taps.iter().copied().min().unwrap_or(0);
+        let Dense { from, run, weights, blocks, images, rows, columns, finish, .. } = job;
+        let scratch = self.tiles.0.at(group * self.tiles.1);
+        let from = View { at: from.at.wrapping_offset(first), ..from };
+        let (depth, depth_padded) = (run, padded);
+        unsafe {
+            self.isa.run(&Winograd {
+                from,
+                depth,
+                depth_padded,
+                weights,
+                blocks,
+                images,
+                rows,
+                columns,
+                finish,
+                scratch,
+                chunk,
+            });
         }
     }
 

@@ -42,7 +42,7 @@ fn an_image_has_the_same_logits_and_gradient_in_any_batch() {
 
 #[test]
 fn training_gives_the_same_bits_on_any_number_of_threads() {
-    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8, "width": 4}"#).graph().unwrap();
+    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8, "width": 8}"#).graph().unwrap();
     let start = nets::weights::initialise(&graph, Key::root(5)).unwrap();
     let x = images(Key::root(6), &[37, 3, 16, 16], DType::F32);
     let labels: Vec<u32> = (0..37).map(|i| i % 10).collect();

@@ -1,19 +1,21 @@
 //! Winograd's F(4x4, 3x3) (Lavin and Gray 2016, section 4.3): 36 multiplications for 16 outputs where the direct sum
 //! has 144.
 
-use super::{CLAMP, CLAMP_AND_MARK, End, Finish, LINEAR, MASKED, Spot, View, tiles};
-use simd::{Kernel, Simd};
+use crate::{
+    Finish, Kernel, Simd, Spot, View, tiles,
+    view::{CLAMP, CLAMP_AND_MARK, End, LINEAR, MASKED},
+};
 
 /// Outputs of a tile in each direction.
-pub(crate) const TILE: usize = 4;
+pub const TILE: usize = 4;
 /// Inputs of a tile in each direction, and the side of the transformed kernel.
-pub(crate) const SIDE: usize = 6;
+pub const SIDE: usize = 6;
 
 /// Kernels transformed together: a divisor of every vector.
-pub(crate) const TOGETHER: usize = 8;
+pub const TOGETHER: usize = 8;
 
 /// The same element of several kernels.
-type Many<T> = [T; TOGETHER];
+pub type Many<T> = [T; TOGETHER];
 
 /// One direction of `G g G^T`.
 #[inline]
@@ -31,7 +33,7 @@ fn kernel_line(g: [Many<f64>; 3], out: &mut [Many<f64>; SIDE]) {
 }
 
 /// 3x3 kernels, row by row, transformed: `G g G^T` row by row, in f64 and rounded once.
-pub(crate) fn transform(g: &[Many<f64>; 9], out: &mut [Many<f32>; SIDE * SIDE]) {
+pub fn transform(g: &[Many<f64>; 9], out: &mut [Many<f32>; SIDE * SIDE]) {
     let mut columns = [[[0.0; TOGETHER]; SIDE]; 3];
     for x in 0..3 {
         kernel_line([g[x], g[3 + x], g[6 + x]], &mut columns[x]);
@@ -48,12 +50,12 @@ pub(crate) fn transform(g: &[Many<f64>; 9], out: &mut [Many<f32>; SIDE * SIDE]) 
 }
 
 /// A 3x3 convolution of stride 1. `from` points at the input under the kernel's first tap for output (0, 0).
-pub(crate) struct Winograd<'a> {
+pub struct Winograd<'a> {
     pub from: View<f32>,
     /// Input channels that are not padding, and all of them.
     pub depth: usize,
     pub depth_padded: usize,
-    /// 36 matrices packed by [`pack`](super::dense::pack), row by row of the transformed kernel.
+    /// 36 matrices packed by [`pack`](crate::dense::pack), row by row of the transformed kernel.
     pub weights: *const f32,
     pub blocks: &'a [usize],
     pub images: usize,
@@ -90,7 +92,7 @@ fn matrix_step(floats: usize) -> usize {
 }
 
 /// Floats of scratch for `chunk` tiles.
-pub(crate) fn scratch(chunk: usize, inputs: usize, outputs: usize) -> usize {
+pub fn scratch(chunk: usize, inputs: usize, outputs: usize) -> usize {
     SIDE * SIDE * (matrix_step(chunk * inputs) + matrix_step(chunk * outputs))
 }
 

@@ -1,0 +1,241 @@
+//! Random crops: of whole pixels, and between pixels.
+
+use candle_core::{Result, Tensor, bail};
+use game::{Defense, Entry, Gradient, Key};
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::resample::{self, Axis, Corner};
+
+/// Cuts a square of whole pixels from a place drawn uniformly.
+///
+/// The crop of the code released with Gao et al. 2022: 128 of 224 pixels. The derivative is exact, zero outside the
+/// square.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Crop {
+    /// The side of the square, in pixels; at least 1 and at most the image's sides.
+    pub size: u64,
+}
+
+impl Default for Crop {
+    fn default() -> Self {
+        Self { size: 128 }
+    }
+}
+
+impl Entry for Crop {
+    const ABOUT: &'static str = "random crop of whole pixels";
+
+    fn check(&self) -> std::result::Result<(), String> {
+        positive("size", self.size)
+    }
+
+    fn examples() -> Vec<Self> {
+        vec![Self { size: 2 }, Self { size: 4 }]
+    }
+}
+
+/// Refuses an empty square.
+pub fn positive(name: &str, size: u64) -> std::result::Result<(), String> {
+    if size > 0 { Ok(()) } else { Err(format!("{name} = 0 must be at least 1")) }
+}
+
+/// The side of a square, if the image holds it.
+fn side(size: u64, input: Shape) -> Result<usize> {
+    let side = usize::try_from(size).unwrap_or(usize::MAX);
+    if side == 0 || side > input.height.min(input.width) {
+        bail!("an image of {} x {} pixels has no crop of size = {size}", input.height, input.width)
+    }
+    Ok(side)
+}
+
+impl Crop {
+    /// Calls `each` with the first pixel in the image and in the square of every row drawn by `key`.
+    fn rows(&self, shape: Shape, key: Key, mut each: impl FnMut(usize, usize, usize)) {
+        let size = self.size as usize;
+        let [top, left] = [shape.height, shape.width].map(|side| (side - size) as u64);
+        let (top, left) = (kernel::integer(key.at(0), 0, top), kernel::integer(key.at(1), 0, left));
+        for c in 0..shape.channels {
+            for i in 0..size {
+                each(c * shape.area() + (top + i) * shape.width + left, (c * size + i) * size, size);
+            }
+        }
+    }
+}
+
+impl Kernel for Crop {
+    fn output(&self, input: Shape) -> Result<Shape> {
+        let side = side(self.size, input)?;
+        Ok(Shape { height: side, width: side, ..input })
+    }
+
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+        self.rows(shape, key, |from, to, n| out[to..to + n].copy_from_slice(&x[from..from + n]));
+    }
+
+    fn backward<F: Pixel>(&self, _: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
+        self.rows(shape, key, |to, from, n| out[to..to + n].copy_from_slice(&upstream[from..from + n]));
+    }
+}
+
+impl Defense for Crop {
+    fn apply(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
+        kernel::forward(self, x, keys)
+    }
+
+    fn gradient(&self) -> Gradient {
+        Gradient::Exact
+    }
+
+    fn exact_pullback(&self, x: &Tensor, keys: &[Key], upstream: &Tensor) -> Result<Tensor> {
+        kernel::backward(self, x, keys, upstream)
+    }
+}
+
+/// Cuts a square from between the pixels, by bilinear interpolation.
+///
+/// The crop of Guo et al. 2018 as Athalye et al. 2018 attacked it, with TensorFlow's `crop_and_resize`: the corner is
+/// uniform in `[0, 1 - size / side]` of each axis, and `size` points reach from there over `size / side` of the distance
+/// between the first pixel and the last, both ends included (so they stand a little more than a pixel apart). With
+/// `resize` the square is then resized as TensorFlow 1's `resize_images` does, as the attacked network's wrapper did.
+///
+/// The derivative is exact by default: the transpose of the interpolation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CropResize {
+    /// The side of the square, in pixels; at least 1 and at most the image's sides.
+    pub size: u64,
+    /// The side to which the square is resized, in pixels; 0 leaves it.
+    pub resize: u64,
+    /// How an attack differentiates it; the identity fits only if the output has the input's size.
+    pub gradient: Gradient,
+}
+
+impl Default for CropResize {
+    fn default() -> Self {
+        Self { size: 90, resize: 0, gradient: Gradient::Exact }
+    }
+}
+
+impl Entry for CropResize {
+    const ABOUT: &'static str = "random crop between the pixels, bilinear, resized if wanted";
+
+    fn check(&self) -> std::result::Result<(), String> {
+        positive("size", self.size)
+    }
+
+    fn examples() -> Vec<Self> {
+        vec![
+            Self { size: 2, ..Self::default() },
+            Self { size: 3, resize: 7, ..Self::default() },
+            Self { size: 1, resize: 1, ..Self::default() },
+        ]
+    }
+}
+
+/// The points read by a crop of `size` of `side` pixels whose corner is at `start` of the axis.
+fn points(start: f64, size: usize, side: usize) -> Axis {
+    let last = (side - 1) as f64;
+    let share = size as f64 / side as f64;
+    let point = |i: usize| match size {
+        1 => (start + share / 2.0) * last,
+        _ => start * last + i as f64 * share * last / (size - 1) as f64,
+    };
+    Axis::new((0..size).map(point), side)
+}
+
+impl CropResize {
+    /// The axes of the crop drawn by `key`.
+    fn drawn(&self, shape: Shape, key: Key) -> [Axis; 2] {
+        let size = self.size as usize;
+        [(0, shape.height), (1, shape.width)].map(|(axis, side)| {
+            let start = key.at(axis).uniform(0.0, (side - size) as f64 / side as f64);
+            points(start, size, side)
+        })
+    }
+
+    /// The crop's shape.
+    const fn square(&self, shape: Shape) -> Shape {
+        Shape { height: self.size as usize, width: self.size as usize, ..shape }
+    }
+}
+
+const ORIGIN: Corner = Corner { top: 0, left: 0 };
+
+impl Kernel for CropResize {
+    fn output(&self, input: Shape) -> Result<Shape> {
+        let side = side(self.size, input)?;
+        let side = if self.resize == 0 { side } else { self.resize as usize };
+        Ok(Shape { height: side, width: side, ..input })
+    }
+
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+        let ([rows, columns], square) = (self.drawn(shape, key), self.square(shape));
+        if self.resize == 0 {
+            return resample::sample(x, shape, [&rows, &columns], out, square, ORIGIN);
+        }
+        let mut crop = vec![F::zero(); square.len()];
+        resample::sample(x, shape, [&rows, &columns], &mut crop, square, ORIGIN);
+        resample::resize(&crop, square, resample::Sampling::Asymmetric, self.resize as usize, out);
+    }
+
+    fn backward<F: Pixel>(&self, _: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
+        let ([rows, columns], square) = (self.drawn(shape, key), self.square(shape));
+        if self.resize == 0 {
+            return resample::scatter(upstream, square, ORIGIN, [&rows, &columns], out, shape);
+        }
+        let mut crop = vec![F::zero(); square.len()];
+        resample::resize_back(upstream, square, resample::Sampling::Asymmetric, self.resize as usize, &mut crop);
+        resample::scatter(&crop, square, ORIGIN, [&rows, &columns], out, shape);
+    }
+}
+
+kernel::defense!(CropResize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden;
+
+    #[test]
+    fn sub_pixel_crops_are_grid_samples() {
+        for case in golden::cases("crop-resize") {
+            let (shape, size) = (case.shape(), case.params["size"][0] as usize);
+            let [rows, columns] = [(0, shape.height), (1, shape.width)]
+                .map(|(axis, side)| points(case.params["start"][axis], size, side));
+            let square = Shape { height: size, width: size, ..shape };
+            let (mut out, mut back) = (vec![0.0; case.output.len()], vec![0.0; case.image.len()]);
+            resample::sample(&case.image, shape, [&rows, &columns], &mut out, square, ORIGIN);
+            golden::assert_close(&out, &case.output, 1e-12);
+            resample::scatter(&case.upstream, square, ORIGIN, [&rows, &columns], &mut back, shape);
+            golden::assert_close(&back, &case.gradient, 1e-12);
+        }
+    }
+
+    #[test]
+    fn corners_reach_both_ends() {
+        // An image that holds its own coordinates: the crop's first and last pixel tell its corner.
+        let shape = Shape { channels: 1, height: 1, width: 30 };
+        let shape = Shape { height: 30, ..shape };
+        let x: Vec<f64> = (0..900).map(|i| (i % 30) as f64).collect();
+        let (mut low, mut high, mut counts) = (f64::MAX, f64::MIN, [0u32; 11]);
+        for draw in 0..11_000 {
+            let key = Key::root(1).at(draw);
+            let mut out = vec![0.0; 400];
+            Crop { size: 20 }.forward(&x, shape, key, &mut out);
+            counts[out[0] as usize] += 1;
+            CropResize { size: 20, ..CropResize::default() }.forward(&x, shape, key, &mut out);
+            (low, high) = (low.min(out[0]), high.max(out[19]));
+        }
+        assert!(counts.iter().all(|&count| (f64::from(count) - 1_000.0).abs() < 5.0 * 30.2), "{counts:?}");
+        assert!((0.0..0.01).contains(&low) && (28.99..=29.0).contains(&high), "{low} {high}");
+    }
+
+    #[test]
+    fn an_image_too_small_is_refused() {
+        let shape = Shape { channels: 3, height: 32, width: 128 };
+        let error = Crop::default().output(shape).unwrap_err().to_string();
+        assert!(error.contains("32 x 128") && error.contains("size = 128"), "{error}");
+    }
+}
