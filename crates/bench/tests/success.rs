@@ -1,6 +1,8 @@
 //! Attacks succeed as often through the engine as through autograd, on published weights and real images, where
 //! `DATA_ROOT` (or `shared/data` beside the repository) has them.
 
+#![expect(clippy::print_stderr, reason = "a test says what it found, or that it was skipped")]
+
 use std::{
     fs::File,
     path::{Path, PathBuf},
