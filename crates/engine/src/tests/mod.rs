@@ -438,6 +438,13 @@ fn answers_do_not_depend_on_batch_or_threads() {
     }
 }
 
+/// Random images of a shape.
+fn random(shape: [usize; 4]) -> Tensor {
+    let mut pixels = vec![0.0; shape.iter().product()];
+    Key::root(0).phase(Phase::Data).fill_uniform(&mut pixels);
+    Tensor::from_vec(pixels, &shape, &Device::Cpu).unwrap()
+}
+
 #[test]
 fn instruction_sets_with_fused_multiply_add_agree_in_every_bit() {
     let fused: Vec<_> = Isa::available().into_iter().filter(|&isa| isa != Isa::Portable).collect();
@@ -445,7 +452,7 @@ fn instruction_sets_with_fused_multiply_add_agree_in_every_bit() {
     {
         let graph = spec(json);
         let weights = weights(&graph);
-        let x = Tensor::rand(0f32, 1.0, (2, 3, 37, 64), &Device::Cpu).unwrap();
+        let x = random([2, 3, 37, 64]);
         let ask = |&isa: &Isa| {
             let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
             let mut bits = Vec::new();
@@ -466,7 +473,7 @@ fn logits_alone_are_the_logits_of_a_gradient_query() {
     let graph = spec(r#"{"name": "cifar-resnet", "depth": 8}"#);
     let weights = weights(&graph);
     let plan = Plan::new(&graph, &weights).unwrap();
-    let x = Tensor::rand(0f32, 1.0, (5, 3, 32, 32), &Device::Cpu).unwrap();
+    let x = random([5, 3, 32, 32]);
     let keys = [Key::root(0); 5];
     let alone = plan.logits(&x, &keys).unwrap().to_vec2::<f32>().unwrap();
     let mut within = Vec::new();
@@ -485,7 +492,7 @@ fn queries_may_be_parallel_from_the_first() {
     let weights = weights(&graph);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let plan = Plan::new(&graph, &weights).unwrap();
-    let x = Tensor::rand(0f32, 1.0, (12, 3, 32, 32), &Device::Cpu).unwrap();
+    let x = random([12, 3, 32, 32]);
     let rows: Vec<_> = pool.install(|| {
         let rows = (0..12).into_par_iter().map(|i| plan.logits(&x.narrow(0, i, 1).unwrap(), &[]).unwrap());
         rows.map(|row| row.to_vec2::<f32>().unwrap().remove(0)).collect()
@@ -501,7 +508,7 @@ fn not_a_number_shows() {
     *bias = (bias.clone() * f64::NAN).unwrap();
     for isa in Isa::available() {
         let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
-        let x = Tensor::rand(0f32, 1.0, (1, 3, 64, 64), &Device::Cpu).unwrap();
+        let x = random([1, 3, 64, 64]);
         let logits = plan.logits(&x, &[]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(logits.iter().all(|v| v.is_nan()), "{isa:?}: {logits:?}");
     }
