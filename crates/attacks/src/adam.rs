@@ -149,7 +149,6 @@ impl Attack for Adam {
     }
 
     fn cost(&self) -> Cost {
-        let (steps, draws) = (check::last(&self.steps), self.eot.draws as u64);
-        Cost { forward: steps * (draws + self.stop.cost()), backward: steps * draws }
+        Cost::of_steps(check::last(&self.steps), self.eot, self.stop)
     }
 }

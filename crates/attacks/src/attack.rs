@@ -6,7 +6,7 @@ use candle_core::{Device, Error, Result, Tensor, bail};
 use game::{Fraction, Goal, Key, Norm};
 use rayon::prelude::*;
 
-use crate::{Ball, Victim};
+use crate::{Ball, Eot, Stop, Victim};
 
 /// Queries of the network per image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,14 @@ pub struct Cost {
     pub forward: u64,
     /// Backward evaluations.
     pub backward: u64,
+}
+
+impl Cost {
+    /// Of `steps` gradients over the draws of `eot`, each followed by what the stop rule asks.
+    pub(crate) const fn of_steps(steps: u64, eot: Eot, stop: Stop) -> Self {
+        let draws = eot.draws as u64;
+        Self { forward: steps * (draws + stop.cost()), backward: steps * draws }
+    }
 }
 
 /// The images after some steps of an attack, and how it got there; every list has one entry per image.

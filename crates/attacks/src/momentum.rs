@@ -123,7 +123,6 @@ impl Attack for Momentum {
     }
 
     fn cost(&self) -> Cost {
-        let (steps, draws) = (check::last(&self.steps), self.eot.draws as u64);
-        Cost { forward: steps * (draws + self.stop.cost()), backward: steps * draws }
+        Cost::of_steps(check::last(&self.steps), self.eot, self.stop)
     }
 }
