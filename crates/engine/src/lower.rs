@@ -92,13 +92,16 @@ fn rounded(values: &[f64]) -> Vec<f32> {
 /// A convolution's filter, after which comes batch-norm, if any, with this scale and shift.
 fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter> {
     let inputs = conv.inputs / conv.groups;
-    let shape = [conv.outputs, inputs, conv.kernel, conv.kernel];
+    let Some(kernel) = conv.side() else {
+        bail!("`{}` has a kernel of {:?} pixels, which is not implemented", conv.name, conv.kernel)
+    };
+    let shape = [conv.outputs, inputs, kernel, kernel];
     let mut weight = parameter(weights, &format!("{}.weight", conv.name), &shape)?;
     let mut bias = match conv.bias {
         true => parameter(weights, &format!("{}.bias", conv.name), &[conv.outputs])?,
         false => vec![0.0; conv.outputs],
     };
-    let (outputs, kernel, stride, padding) = (conv.outputs, conv.kernel, conv.stride, conv.padding);
+    let (outputs, stride, padding) = (conv.outputs, conv.stride, conv.padding);
     if let Some((scale, shift)) = norm {
         for (o, row) in weight.chunks_mut((inputs * kernel * kernel).max(1)).enumerate() {
             row.iter_mut().for_each(|w| *w *= scale[o]);
@@ -238,6 +241,12 @@ impl Lowering<'_> {
                 self.ends[id] = Some((Kind::Subsample { stride, before, after }, input, None, Act::None));
             }
             Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, input, None, Act::None)),
+            op @ (Op::LeakyRelu { .. }
+            | Op::KeepLargest { .. }
+            | Op::Prune { .. }
+            | Op::Standardise
+            | Op::Concat
+            | Op::AveragePool { .. }) => bail!("node {id}: {op:?} is not implemented by this executor"),
             Op::Input | Op::Normalise { .. } => bail!("node {id}: an image is normalised once, at the start"),
         }
         Ok(())

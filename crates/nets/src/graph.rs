@@ -28,7 +28,7 @@ impl Padding {
     }
 }
 
-/// A two-dimensional cross-correlation with weights `(outputs, inputs / groups, kernel, kernel)` at `{name}.weight`.
+/// A two-dimensional cross-correlation with weights `(outputs, inputs / groups, rows, columns)` at `{name}.weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// The parameter's name without `.weight` or `.bias`.
@@ -37,8 +37,8 @@ pub struct Conv {
     pub inputs: usize,
     /// Output channels.
     pub outputs: usize,
-    /// Side of the square kernel in pixels.
-    pub kernel: usize,
+    /// Rows and columns of the kernel in pixels.
+    pub kernel: [usize; 2],
     /// Step of the kernel in pixels, the same in both directions.
     pub stride: usize,
     /// Zero padding.
@@ -76,6 +76,43 @@ pub enum Op {
     Relu,
     /// `min(max(x, 0), 6)`.
     Relu6,
+    /// `max(x, slope x)`.
+    LeakyRelu {
+        /// The derivative below 0, in `[0, 1)`.
+        slope: f64,
+    },
+    /// k-winners-take-all (Xiao et al. 2020): of an image's `c h w` values the `floor(share c h w)` largest, by sign and
+    /// not by magnitude, stay as they are; values that tie with the smallest of them stay too; all others become 0. The
+    /// derivative takes the winners for fixed.
+    KeepLargest {
+        /// In `(0, 1]`; at least one value is kept.
+        share: f64,
+    },
+    /// Stochastic activation pruning (Dhillon et al. 2018) as Athalye et al. 2018 re-implemented it: of an image's
+    /// `c h w` values `r`, each is kept with probability `q = 1 - exp(-samples c h w |r| / sum |r|)` and then divided by
+    /// `q + 1e-8`, independently, anew in every evaluation. Where all values are 0 they stay 0. The derivative passes
+    /// through `r` and through `q` in the quotient, and takes the kept values for fixed.
+    Prune {
+        /// Draws with replacement that the pruning stands for, per value; greater than 0.
+        samples: f64,
+        /// Number of pruning operations before this one: operation `i` of image `n` draws from `keys[n].at(i)`, value
+        /// `v` in `(c, h, w)` row-major order by the `v`-th of the key's uniform numbers.
+        index: u64,
+    },
+    /// Per-image standardisation: `(x - mean) / max(std, 1 / sqrt(c h w))`, both over the image's `c h w` values (the
+    /// population's standard deviation), as TensorFlow's `per_image_standardization`.
+    Standardise,
+    /// The channels of all inputs, one after the other.
+    Concat,
+    /// Mean over `kernel x kernel` windows, the padding counted as zeros.
+    AveragePool {
+        /// Side of the window in pixels.
+        kernel: usize,
+        /// Step of the window in pixels.
+        stride: usize,
+        /// Padding on each side in pixels.
+        padding: usize,
+    },
     /// The sum of two nodes of equal shape.
     Add,
     /// Maximum over `kernel x kernel` windows; the padding never wins.
@@ -149,13 +186,22 @@ impl Graph {
     }
 }
 
+impl Conv {
+    /// The side of the kernel, if it is a square.
+    #[must_use]
+    pub const fn side(&self) -> Option<usize> {
+        let [rows, columns] = self.kernel;
+        if rows == columns { Some(rows) } else { None }
+    }
+}
+
 impl Op {
     /// The tensors this operation needs, by name and shape.
     #[must_use]
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         match self {
             Self::Conv(conv) => {
-                let weight = vec![conv.outputs, conv.inputs / conv.groups, conv.kernel, conv.kernel];
+                let weight = vec![conv.outputs, conv.inputs / conv.groups, conv.kernel[0], conv.kernel[1]];
                 let bias = conv.bias.then(|| (format!("{}.bias", conv.name), vec![conv.outputs]));
                 std::iter::once((format!("{}.weight", conv.name), weight)).chain(bias).collect()
             }

@@ -356,7 +356,7 @@ impl Builder {
             Padding::same(kernel / 2)
         };
         let (name, inputs) = (name.to_owned(), self.channels[x]);
-        let conv = Conv { name, inputs, outputs, kernel, stride, padding, groups, bias: false };
+        let conv = Conv { name, inputs, outputs, kernel: [kernel; 2], stride, padding, groups, bias: false };
         self.push(Op::Conv(conv), &[x], outputs)
     }
 

@@ -309,7 +309,7 @@ pub fn initialise(graph: &Graph, key: Key) -> candle_core::Result<Weights> {
             let mut values = vec![0.0; shape.iter().product()];
             match op {
                 Op::Conv(conv) if shape.len() == 4 => {
-                    let deviation = (2.0 / (conv.outputs * conv.kernel * conv.kernel) as f64).sqrt() as f32;
+                    let deviation = (2.0 / (conv.outputs * conv.kernel.iter().product::<usize>()) as f64).sqrt() as f32;
                     key.fill_normal(&mut values);
                     values.iter_mut().for_each(|v| *v *= deviation);
                 }

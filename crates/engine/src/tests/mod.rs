@@ -278,7 +278,7 @@ fn around(ops: Vec<Op>, channels: usize) -> Graph {
 
 fn conv(name: &str, [inputs, outputs]: [usize; 2], kernel: usize, stride: usize, padding: usize) -> Op {
     let padding = Padding::same(padding);
-    Op::Conv(Conv { name: name.into(), inputs, outputs, kernel, stride, padding, groups: 1, bias: true })
+    Op::Conv(Conv { name: name.into(), inputs, outputs, kernel: [kernel; 2], stride, padding, groups: 1, bias: true })
 }
 
 fn layer(name: &str, ops: Vec<Op>, channels: usize) {
@@ -318,7 +318,7 @@ fn padding_on_some_sides() {
         for groups in [1, 12] {
             let padding = Padding { top: 0, bottom: 1, left: 2, right: 1 };
             let (name, inputs, outputs) = ("conv".into(), 12, 12);
-            let conv = Conv { name, inputs, outputs, kernel, stride, padding, groups, bias: false };
+            let conv = Conv { name, inputs, outputs, kernel: [kernel; 2], stride, padding, groups, bias: false };
             layer(&format!("{kernel}x{kernel}/{stride} in {groups} groups"), vec![Op::Conv(conv), Op::Relu6], 12);
         }
     }
@@ -330,7 +330,7 @@ fn grouped_convolutions() {
         [(12, 12, 3, 1), (12, 12, 3, 2), (12, 12, 5, 2), (12, 24, 3, 1), (4, 20, 3, 2)]
     {
         let (name, inputs, padding) = ("conv".into(), 12, Padding::same(kernel / 2));
-        let conv = Conv { name, inputs, outputs, kernel, stride, padding, groups, bias: true };
+        let conv = Conv { name, inputs, outputs, kernel: [kernel; 2], stride, padding, groups, bias: true };
         layer(
             &format!("{kernel}x{kernel}/{stride}, {groups} groups to {outputs}"),
             vec![Op::Conv(conv), Op::Relu],

@@ -21,9 +21,9 @@ fn products(conv: &Conv, from: Shape, to: Shape, mut each: impl FnMut(usize, usi
     for o in 0..conv.outputs {
         for i in 0..inputs {
             let channel = o / outputs * inputs + i;
-            for ky in 0..conv.kernel {
-                for kx in 0..conv.kernel {
-                    let w = ((o * inputs + i) * conv.kernel + ky) * conv.kernel + kx;
+            for ky in 0..conv.kernel[0] {
+                for kx in 0..conv.kernel[1] {
+                    let w = ((o * inputs + i) * conv.kernel[0] + ky) * conv.kernel[1] + kx;
                     // Columns whose source is inside the plane.
                     let low = conv.padding.left.saturating_sub(kx).div_ceil(conv.stride);
                     let high = match (from[2] + conv.padding.left).checked_sub(kx + 1) {
@@ -73,8 +73,8 @@ impl<'a> Reference<'a> {
             shapes.push(match &node.op {
                 Op::Conv(c) => [
                     c.outputs,
-                    out(from[1], c.padding.top + c.padding.bottom, c.kernel, c.stride),
-                    out(from[2], c.padding.left + c.padding.right, c.kernel, c.stride),
+                    out(from[1], c.padding.top + c.padding.bottom, c.kernel[0], c.stride),
+                    out(from[2], c.padding.left + c.padding.right, c.kernel[1], c.stride),
                 ],
                 &Op::MaxPool { kernel, stride, padding } => {
                     [from[0], out(from[1], 2 * padding, kernel, stride), out(from[2], 2 * padding, kernel, stride)]
@@ -157,6 +157,7 @@ impl<'a> Reference<'a> {
                         *y = b[o] + w[o * inputs..][..*inputs].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
                     }
                 }
+                op => unreachable!("{op:?} is not in the reference"),
             }
             values.push(y);
         }
@@ -258,6 +259,7 @@ impl<'a> Reference<'a> {
                         dx.iter_mut().zip(&w[o * inputs..]).for_each(|(dx, w)| *dx += w * g);
                     }
                 }
+                op => unreachable!("{op:?} is not in the reference"),
             }
         }
         grads.swap_remove(0)

@@ -96,7 +96,7 @@ impl Builder {
             Op::Linear { name, inputs, outputs } if from.pixels() == 1 => {
                 let (name, inputs, outputs) = (name.clone(), *inputs, *outputs);
                 let padding = Default::default();
-                let conv = Conv { name, inputs, outputs, kernel: 1, stride: 1, padding, groups: 1, bias: true };
+                let conv = Conv { name, inputs, outputs, kernel: [1, 1], stride: 1, padding, groups: 1, bias: true };
                 self.convolution(&conv, input)?
             }
             Op::BatchNorm { name, channels, eps }
@@ -142,7 +142,7 @@ impl Builder {
 
     fn convolution(&mut self, conv: &Conv, input: Id) -> Option<(Work, Plane)> {
         let from = self.planes[input];
-        let (k, stride, pad) = (conv.kernel, conv.stride, conv.padding);
+        let (k, stride, pad) = (conv.side()?, conv.stride, conv.padding);
         let (height, width) = (from.height + pad.top + pad.bottom, from.width + pad.left + pad.right);
         if conv.groups != 1 || conv.inputs != from.channels || k == 0 || stride == 0 || height < k || width < k {
             return None;
@@ -161,7 +161,7 @@ impl Builder {
             border: 0,
         };
         let form = Form::of(k, stride, from, plane, rows, columns);
-        let (mut back, border) = backward(conv, from, plane);
+        let (mut back, border) = backward(conv, k, from, plane);
         let dy = Plane { border, ..plane };
         let floats = |taps: usize, run: usize, columns: usize| Memory::new(taps * run * columns);
         for back in &mut back {
@@ -306,12 +306,12 @@ impl Slots {
     }
 }
 
-/// The convolutions that carry the gradient of `to` back to `from`, and the border that it must have.
+/// The convolutions, of kernels of side `k`, that carry the gradient of `to` back to `from`, and the border that it must have.
 ///
 /// Row `y` of the input met row `(y + top - ky) / stride` of the output, where that is whole: a different set of `ky`
 /// for each remainder of `y`.
-fn backward(conv: &Conv, from: Plane, to: Plane) -> (Vec<Back>, usize) {
-    let (k, stride) = (conv.kernel, conv.stride);
+fn backward(conv: &Conv, k: usize, from: Plane, to: Plane) -> (Vec<Back>, usize) {
+    let stride = conv.stride;
     let reach = |parity: usize, before: usize| -> Vec<(usize, isize)> {
         let distance = |tap: usize| (parity + before) as isize - tap as isize;
         let meets = (0..k).filter(|&tap| distance(tap) % stride as isize == 0);
