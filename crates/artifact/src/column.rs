@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, ListBuilder, PrimitiveArray,
+        Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, BooleanBuilder, ListBuilder, PrimitiveArray,
         PrimitiveBuilder, StringArray,
     },
     datatypes::{DataType, Field, Float32Type, Float64Type, Int64Type, UInt16Type, UInt32Type, UInt64Type},
@@ -98,6 +98,28 @@ impl Column for bool {
     fn decode(array: &dyn Array, row: usize) -> Option<Self> {
         let array = array.as_boolean();
         array.is_valid(row).then(|| array.value(row))
+    }
+}
+
+impl Column for Vec<bool> {
+    fn data_type() -> DataType {
+        DataType::List(Arc::new(Field::new_list_field(DataType::Boolean, true)))
+    }
+    fn encode<'a>(cells: impl Iterator<Item = Option<&'a Self>>) -> ArrayRef {
+        let mut lists = ListBuilder::new(BooleanBuilder::new());
+        for cell in cells {
+            lists.values().append_slice(cell.map_or(&[], Vec::as_slice));
+            lists.append(cell.is_some());
+        }
+        Arc::new(lists.finish())
+    }
+    fn decode(array: &dyn Array, row: usize) -> Option<Self> {
+        let lists = array.as_list::<i32>();
+        let cell = lists.is_valid(row).then(|| lists.value(row))?;
+        (cell.null_count() == 0).then(|| cell.as_boolean().values().iter().collect())
+    }
+    fn weight(&self) -> usize {
+        self.len()
     }
 }
 

@@ -67,8 +67,12 @@ pub struct AttackRow {
     pub step: u32,
     /// The class of every draw, in order of the draws; shorter than the number asked for when the outcome was settled.
     pub votes: Vec<u16>,
+    /// Whether the network's detector flagged each draw, in order of the draws; null without a detector.
+    pub flags: Option<Vec<bool>>,
     /// Mean of the drawn logits; null unless asked for.
     pub mean_logits: Option<Vec<f32>>,
+    /// Mean of the drawn probabilities (softmax of the logits); null unless asked for.
+    pub mean_probabilities: Option<Vec<f32>>,
     /// Cross-entropy of the last attack step's draws about the label (or target), mean over draws; null at step 0.
     pub loss: Option<f64>,
     /// Largest absolute change of a channel of a pixel, in pixel units of `[0, 1]`.
@@ -206,7 +210,9 @@ table!(
     phase,
     step,
     votes,
+    flags,
     mean_logits,
+    mean_probabilities,
     loss,
     linf,
     l2,

@@ -98,7 +98,9 @@ impl Sample for AttackRow {
             phase: "before".to_owned(),
             step: 0,
             votes: vec![3, 3, 999],
+            flags: None,
             mean_logits: None,
+            mean_probabilities: None,
             loss: None,
             linf: 0.0,
             l2: 0.0,
@@ -113,7 +115,9 @@ impl Sample for AttackRow {
             phase: "after".to_owned(),
             step: 50,
             votes: vec![],
+            flags: Some(vec![true, false]),
             mean_logits: Some(vec![1.5, -2.25]),
+            mean_probabilities: Some(vec![0.75, 0.25]),
             loss: Some(2.5),
             linf: 0.03125,
             l2: 1.75,
@@ -129,7 +133,8 @@ impl Sample for AttackRow {
     fn expected() -> Value {
         json!({
             "id": [7, 7], "label": [3, 3], "target": [null, 9], "phase": ["before", "after"], "step": [0, 50],
-            "votes": [[3, 3, 999], []], "mean_logits": [null, [1.5, -2.25]], "loss": [null, 2.5],
+            "votes": [[3, 3, 999], []], "flags": [null, [true, false]],
+            "mean_logits": [null, [1.5, -2.25]], "mean_probabilities": [null, [0.75, 0.25]], "loss": [null, 2.5],
             "linf": [0.0, 0.03125], "l2": [0.0, 1.75], "zero_gradient": [null, 0.125], "non_finite": [0, 2],
             "forward_queries": [0, 50], "backward_queries": [0, 49], "delta": [null, [0.03125, -0.03125, 0.0]],
         })
