@@ -305,10 +305,14 @@ mod tests {
         train: usize,
         predicted: Vec<usize>,
         margins: Vec<Vec<f64>>,
-        pairs: Vec<(usize, usize, u32, Option<f64>, Option<f64>)>,
+        pairs: Vec<GoldenPair>,
         scores: Vec<Option<f64>>,
         flags: Vec<bool>,
     }
+
+    /// Predicted and other class, images, mean, standard deviation.
+    #[derive(Deserialize)]
+    struct GoldenPair(usize, usize, u32, Option<f64>, Option<f64>);
 
     fn golden() -> Golden {
         serde_json::from_str(include_str!("../tests/golden/odds.json")).unwrap()
@@ -382,7 +386,7 @@ mod tests {
         }
         let (train, test) = every.split_at(golden.train);
         let statistics = Statistics::fit(golden.classes, train);
-        for &(predicted, other, images, mean, deviation) in &golden.pairs {
+        for &GoldenPair(predicted, other, images, mean, deviation) in &golden.pairs {
             let pair = statistics.pair(predicted, other);
             assert_eq!(pair.images, images);
             assert!((pair.mean - mean.unwrap_or(0.0)).abs() < 2e-6);
