@@ -1,8 +1,14 @@
 //! The catalogue of architectures.
 
+mod inception;
+mod wide;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Conv, Graph, Id, Node, Op, Padding};
+
+pub use inception::InceptionV3;
+pub use wide::WideResnet;
 
 /// Why a specification gives no network; the text names the field and what it accepts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +25,10 @@ pub enum Spec {
     Resnet(Resnet),
     /// MobileNetV2.
     MobilenetV2(MobilenetV2),
+    /// The wide residual networks for 32x32 images.
+    WideResnet(WideResnet),
+    /// Inception-v3.
+    InceptionV3(InceptionV3),
 }
 
 /// The residual networks of He et al. 2016, section 4.2: three stages of `(depth - 2) / 6` basic blocks.
@@ -184,6 +194,9 @@ fn sixteen() -> usize {
 fn thousand() -> usize {
     1000
 }
+fn half() -> [f64; 3] {
+    [0.5; 3]
+}
 fn imagenet_mean() -> [f64; 3] {
     [0.485, 0.456, 0.406]
 }
@@ -193,7 +206,7 @@ fn imagenet_std() -> [f64; 3] {
 
 impl Spec {
     /// The accepted values of `name`.
-    pub const NAMES: [&'static str; 3] = ["cifar-resnet", "resnet", "mobilenet-v2"];
+    pub const NAMES: [&'static str; 5] = ["cifar-resnet", "resnet", "mobilenet-v2", "wide-resnet", "inception-v3"];
 
     /// One of each architecture, for tests and documentation.
     #[must_use]
@@ -223,6 +236,8 @@ impl Spec {
             Self::Resnet(Resnet { stem: Stem::Cifar, classes: 10, ..resnet.clone() }),
             Self::Resnet(Resnet { depth: 50, ..resnet }),
             Self::MobilenetV2(MobilenetV2 { classes: 1000, width: 1.0, padding: Edges::Symmetric, mean, std }),
+            Self::WideResnet(WideResnet { depth: 32, width: 10, classes: 10 }),
+            Self::InceptionV3(InceptionV3 { classes: 1000, mean: half(), std: half() }),
         ]
     }
 
@@ -233,6 +248,8 @@ impl Spec {
             Self::CifarResnet(spec) => spec.classes,
             Self::Resnet(spec) => spec.classes,
             Self::MobilenetV2(spec) => spec.classes,
+            Self::WideResnet(spec) => spec.classes,
+            Self::InceptionV3(spec) => spec.classes,
         }
     }
 
@@ -243,6 +260,9 @@ impl Spec {
             Self::CifarResnet(spec) => (spec.mean, spec.std),
             Self::Resnet(spec) => (spec.mean, spec.std),
             Self::MobilenetV2(spec) => (spec.mean, spec.std),
+            // Pixels from 0 to 255, which only matter to a standardisation where all are nearly the same.
+            Self::WideResnet(_) => ([0.0; 3], [1.0 / 255.0; 3]),
+            Self::InceptionV3(spec) => (spec.mean, spec.std),
         }
     }
 
@@ -251,7 +271,7 @@ impl Spec {
         match self {
             Self::CifarResnet(spec) => spec.activation,
             Self::Resnet(spec) => spec.activation,
-            Self::MobilenetV2(_) => Activation::Relu,
+            _ => Activation::Relu,
         }
     }
 
@@ -269,6 +289,8 @@ impl Spec {
             Self::CifarResnet(spec) => spec.build(builder),
             Self::Resnet(spec) => spec.build(builder),
             Self::MobilenetV2(spec) => spec.build(builder),
+            Self::WideResnet(spec) => spec.build(builder),
+            Self::InceptionV3(spec) => Ok(spec.build(builder)),
         }
     }
 
@@ -399,13 +421,15 @@ struct Builder {
     channels: Vec<usize>,
     /// Whether convolutions of stride 2 pad as TensorFlow's `SAME`.
     same: bool,
+    /// What normalisations add to the variance.
+    eps: f64,
     /// The activation of blocks that can choose it.
     activation: Activation,
 }
 
 impl Builder {
     fn new(mean: [f64; 3], std: [f64; 3]) -> Self {
-        let mut net = Self { nodes: vec![], channels: vec![], same: false, activation: Activation::Relu };
+        let mut net = Self { nodes: vec![], channels: vec![], same: false, eps: 1e-5, activation: Activation::Relu };
         net.push(Op::Input, &[], 3);
         net.push(Op::Normalise { mean: mean.into(), std: std.into() }, &[0], 3);
         net
@@ -438,7 +462,7 @@ impl Builder {
 
     fn norm(&mut self, x: Id, name: &str) -> Id {
         let channels = self.channels[x];
-        self.push(Op::BatchNorm { name: name.to_owned(), channels, eps: 1e-5 }, &[x], channels)
+        self.push(Op::BatchNorm { name: name.to_owned(), channels, eps: self.eps }, &[x], channels)
     }
 
     fn relu(&mut self, x: Id) -> Id {
@@ -540,6 +564,10 @@ mod tests {
         assert_eq!(parameters(r#"{"name": "resnet", "depth": 34}"#), 21_797_672);
         assert_eq!(parameters(r#"{"name": "resnet", "depth": 50}"#), 25_557_032);
         assert_eq!(parameters(r#"{"name": "mobilenet-v2"}"#), 3_504_872);
+        // torchvision's without the auxiliary classifier, which timm counts too.
+        assert_eq!(parameters(r#"{"name": "inception-v3"}"#), 23_834_568);
+        // 45,873,072 in the 31 convolutions, 22,432 in the 31 normalisations, 6,410 in the linear layer.
+        assert_eq!(parameters(r#"{"name": "wide-resnet", "depth": 32}"#), 45_901_914);
     }
 
     #[test]
@@ -582,6 +610,8 @@ mod tests {
             (r#"{"name": "resnet", "depth": 18, "classes": 1}"#, "classes"),
             (r#"{"name": "resnet", "depth": 18, "std": [0.1, 0, 0.1]}"#, "std"),
             (r#"{"name": "mobilenet-v2", "width": 0}"#, "width"),
+            (r#"{"name": "wide-resnet", "depth": 28}"#, "6 n + 2"),
+            (r#"{"name": "wide-resnet", "depth": 32, "width": 0}"#, "width"),
             (r#"{"name": "resnet", "depth": 18, "activation": {"name": "k-winners-take-all", "share": 0}}"#, "share"),
             (
                 r#"{"name": "cifar-resnet", "depth": 8, "activation": {"name": "k-winners-take-all", "share": 2}}"#,

@@ -53,6 +53,11 @@ impl Draws {
     pub fn augment(self) -> Key {
         self.0.at(1)
     }
+
+    /// For the attack.
+    pub fn attack(self) -> Key {
+        self.0.at(2)
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +98,7 @@ mod tests {
     fn every_use_has_its_own_draws() {
         let draws = Draws::of(0, 1, 7);
         assert_ne!(draws.defense(), draws.augment());
+        assert!(draws.attack() != draws.defense() && draws.attack() != draws.augment());
         for other in [Draws::of(1, 1, 7), Draws::of(0, 2, 7), Draws::of(0, 1, 8)] {
             assert_ne!(draws.defense(), other.defense());
         }
