@@ -180,7 +180,7 @@ impl Chunk<'_> {
             votes: ballot.votes,
             flags: None,
             mean_logits: params.keep_logits.then_some(ballot.mean_logits),
-            mean_probabilities: None,
+            mean_probabilities: params.keep_logits.then_some(ballot.mean_probabilities),
             loss: snapshot.loss[i],
             linf: distance.linf,
             l2: distance.l2,
@@ -189,8 +189,6 @@ impl Chunk<'_> {
             forward_queries: snapshot.forward_queries[i],
             backward_queries: snapshot.backward_queries[i],
             delta: params.keep_delta.then(delta),
-            flags: None,
-            mean_probabilities: None,
         })
     }
 }

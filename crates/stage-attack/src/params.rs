@@ -25,8 +25,8 @@ pub struct Params {
     /// How the defended network is asked for its opinion.
     #[serde(default)]
     pub votes: Votes,
-    /// Whether the mean logits of every vote are stored; then no vote stops early, for a mean over draws that ended at
-    /// a majority would be biased.
+    /// Whether the mean logits and the mean probabilities of every vote are stored; then no vote stops early, for a mean
+    /// over draws that ended at a majority would be biased.
     #[serde(default)]
     pub keep_logits: bool,
     /// Whether the perturbations are stored.

@@ -125,8 +125,6 @@ mod tests {
             forward_queries: 0,
             backward_queries: 0,
             delta: None,
-            flags: None,
-            mean_probabilities: None,
         }
     }
 }

@@ -62,8 +62,6 @@ fn votes(id: u32, phase: &str, step: u32, target: Option<u32>, right: u16) -> At
         forward_queries: u64::from(step),
         backward_queries: u64::from(step),
         delta: None,
-        flags: None,
-        mean_probabilities: None,
     }
 }
 
