@@ -13,6 +13,9 @@ pub struct Params {
     /// Which epoch of the network.
     #[serde(default)]
     pub epoch: Epoch,
+    /// Randomness inside the network, put there after training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<nets::Inside>,
     /// The defense between the pixels and the network.
     pub defense: defenses::Spec,
     /// The attack.
@@ -22,8 +25,8 @@ pub struct Params {
     /// How the defended network is asked for its opinion.
     #[serde(default)]
     pub votes: Votes,
-    /// Whether the mean logits of every vote are stored; then no vote stops early, for a mean over draws that ended at
-    /// a majority would be biased.
+    /// Whether the mean logits and the mean probabilities of every vote are stored; then no vote stops early, for a mean
+    /// over draws that ended at a majority would be biased.
     #[serde(default)]
     pub keep_logits: bool,
     /// Whether the perturbations are stored.
@@ -116,6 +119,7 @@ impl Params {
     /// # Errors
     /// With a sentence that names the parameter and the mend.
     pub fn check(&self) -> Result<(), String> {
+        self.inside.as_ref().map_or(Ok(()), nets::Inside::check).map_err(|fault| format!("inside: {fault}"))?;
         self.defense.check().map_err(|fault| format!("defense: {fault}"))?;
         self.attack.check().map_err(|fault| format!("attack: {fault}"))?;
         if self.votes.draws == 0 {
