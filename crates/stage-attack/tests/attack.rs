@@ -157,6 +157,29 @@ fn parts_threads_and_snapshots_change_no_bit() {
 }
 
 #[test]
+fn a_shared_order_is_shared_by_images_parts_and_batches_but_not_by_draws() {
+    let bench = Bench::new();
+    // Whichever comes last decides what the network sees: white or black.
+    let all = |noise: &str| json!({"name": "noise-injection", "types": [noise], "amount": 1.0});
+    let with_order = |order: &str| {
+        let stack = json!({"name": "stack", "of": [all("salt"), all("pepper")], "order": order});
+        with(with(none(), "/defense", stack), "/votes/stop", json!("never"))
+    };
+    let whole = bench.attack("shared", &with_order("shared"), &[]);
+    let part = bench.attack("part", &with_order("shared"), &["--shard", "1/3"]);
+    for phase in ["before", "after"] {
+        let votes = |rows: &[AttackRow]| -> Vec<Vec<u16>> {
+            rows.iter().filter(|row| row.phase == phase).map(|row| row.votes.clone()).collect()
+        };
+        let (whole, part) = (votes(&whole), votes(&part));
+        assert!(whole[0].iter().any(|&class| class != whole[0][0]), "{:?}", whole[0]);
+        assert!(whole.iter().chain(&part).all(|votes| *votes == whole[0]), "{whole:?} {part:?}");
+    }
+    let own = bench.attack("random", &with_order("random"), &[]);
+    assert!(own.iter().any(|row| row.votes != own[0].votes));
+}
+
+#[test]
 fn a_vote_that_stops_early_decides_as_the_full_one() {
     let bench = Bench::new();
     let full = bench.attack("full", &with(none(), "/votes/stop", json!("never")), &[]);
