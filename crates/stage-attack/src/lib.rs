@@ -15,7 +15,7 @@ use stage::{
 };
 use trained::Trained;
 
-pub use params::{Goal, Params, Protocol, Stop, Votes};
+pub use params::{Goal, Params, Stop, Votes};
 
 use crate::cell::Cell;
 

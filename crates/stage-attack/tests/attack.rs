@@ -87,7 +87,7 @@ fn store(table: &Path, network: &Weights, sha256: Option<String>) {
 
 fn pgd(steps: &[u32]) -> Value {
     json!({
-        "protocol": "corrected", "epoch": "last", "seed": 1,
+        "epoch": "last", "seed": 1,
         "defense": {"name": "gaussian-noise", "sigma": 0.25},
         "attack": {"name": "pgd", "norm": "linf", "eps": "8/255", "step_size": "2/255", "steps": steps, "eot": {"draws": 2}},
         "goal": {"name": "untargeted"},
@@ -327,7 +327,7 @@ fn bad_input_gives_one_line_and_the_right_code() {
     refuse("/goal", json!({"name": "targetted", "class": 3}), &["goal", "targetted", "targeted"]);
     refuse("/attack", json!({"name": "pdg"}), &["attack", "pdg", "pgd"]);
     refuse("/defense", json!({"name": "gaussian-noise", "sigma": -1}), &["defense", "sigma"]);
-    refuse("/protocol", json!("paper"), &["protocol", "paper-text", "authors-code"]);
+    refuse("/protocol", json!("paper-text"), &["unknown field `protocol`"]);
     refuse("/vote", json!({}), &["vote"]);
     refuse("/inside", json!({"name": "activation-pruning", "samples": 0}), &["inside", "samples"]);
     refuse("/inside", json!({"name": "pruning"}), &["inside", "activation-pruning"]);
