@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device};
 use game::{Classifier, Key};
-use nets::{AdamW, Network, Trainee, train::Settings};
+use nets::{AdamW, Graph, Network, Trainee, train::Settings};
 
 use crate::{images, keys, spec, vector};
 
@@ -39,9 +39,19 @@ fn a_run_cut_in_two_gives_the_same_bits_as_a_whole_one() {
 
 #[test]
 fn a_network_learns_a_few_images_by_heart() {
-    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8, "width": 8, "classes": 4}"#).graph().unwrap();
-    let start = nets::weights::initialise(&graph, Key::root(1)).unwrap();
-    let mut trainee = Trainee::new(&graph, &start, &Device::Cpu).unwrap();
+    for json in [
+        r#"{"name": "cifar-resnet", "depth": 8, "width": 8, "classes": 4}"#,
+        r#"{"name": "wide-resnet", "depth": 8, "width": 1, "classes": 4}"#,
+        r#"{"name": "cifar-resnet", "depth": 8, "width": 8, "classes": 4,
+            "activation": {"name": "k-winners-take-all", "share": 0.2}}"#,
+    ] {
+        learns(&spec(json).graph().unwrap());
+    }
+}
+
+fn learns(graph: &Graph) {
+    let start = nets::weights::initialise(graph, Key::root(1)).unwrap();
+    let mut trainee = Trainee::new(graph, &start, &Device::Cpu).unwrap();
     let mut optimiser = AdamW::new(Settings::default());
     let x = images(Key::root(2), &[16, 3, 16, 16], DType::F32);
     let labels: Vec<u32> = (0..16).map(|i| i % 4).collect();
@@ -49,7 +59,7 @@ fn a_network_learns_a_few_images_by_heart() {
         let (loss, _) = trainee.loss(&x, &labels).unwrap();
         optimiser.step(&mut trainee, &loss.backward().unwrap(), 1e-2).unwrap();
     }
-    let network = Network::new(&graph, &trainee.weights().unwrap(), &Device::Cpu).unwrap();
+    let network = Network::new(graph, &trainee.weights().unwrap(), &Device::Cpu).unwrap();
     let predicted: Vec<u32> = network.logits(&x, &keys(16)).unwrap().argmax(1).unwrap().to_vec1().unwrap();
     assert_eq!(predicted, labels);
 }
@@ -137,6 +147,20 @@ fn speed() {
         (r#"{"name": "cifar-resnet", "depth": 8}"#, 64, 32),
         (r#"{"name": "cifar-resnet", "depth": 20}"#, 128, 32),
         (r#"{"name": "resnet", "depth": 18, "classes": 10, "stem": "cifar"}"#, 8, 32),
+        (
+            r#"{"name": "cifar-resnet", "depth": 20, "activation": {"name": "k-winners-take-all", "share": 0.1}}"#,
+            128,
+            32,
+        ),
+        (
+            r#"{"name": "resnet", "depth": 18, "classes": 10, "stem": "cifar",
+                "activation": {"name": "k-winners-take-all", "share": 0.1}}"#,
+            8,
+            32,
+        ),
+        (r#"{"name": "wide-resnet", "depth": 14, "width": 2}"#, 64, 32),
+        (r#"{"name": "wide-resnet", "depth": 32}"#, 8, 32),
+        (r#"{"name": "inception-v3"}"#, 2, 299),
         (r#"{"name": "resnet", "depth": 34}"#, 2, 224),
         (r#"{"name": "mobilenet-v2"}"#, 2, 224),
     ] {
