@@ -173,7 +173,7 @@ impl Chunk<'_> {
     /// The key of every image in a phase.
     fn keys(&self, phase: Phase) -> Vec<Key> {
         let key = Key::root(self.cell.params.seed).phase(phase);
-        self.images.ids.iter().map(|&id| key.at(u64::from(id))).collect()
+        self.images.ids.iter().map(|&id| key.image(u64::from(id))).collect()
     }
 
     fn row(&self, i: usize, phase: Phase, snapshot: &Snapshot, ballot: Ballot) -> anyhow::Result<AttackRow> {

@@ -16,7 +16,7 @@ use stage::{
 };
 use trained::Trained;
 
-pub use params::{Detection, Goal, Params, Protocol, Stop, Votes};
+pub use params::{Detection, Goal, Params, Stop, Votes};
 
 use crate::{cell::Cell, detect::Fitted};
 

@@ -7,9 +7,6 @@ use stage::Epoch;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Whose rules the cell follows; recorded with every result.
-    #[serde(default)]
-    pub protocol: Protocol,
     /// Which epoch of the network.
     #[serde(default)]
     pub epoch: Epoch,
@@ -42,19 +39,6 @@ pub struct Params {
     /// Names the run's random numbers.
     #[serde(default)]
     pub seed: u64,
-}
-
-/// Whose rules a cell follows where the paper's text, its code and good practice differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// The paper's text.
-    PaperText,
-    /// The authors' released code, with its departures from the text.
-    AuthorsCode,
-    /// What the text means, with known faults of both mended.
-    #[default]
-    Corrected,
 }
 
 /// What the adversary wants of every image.

@@ -48,7 +48,7 @@ impl Bench {
 
 fn pgd(steps: &[u32]) -> Value {
     json!({
-        "protocol": "corrected", "epoch": "last", "seed": 1,
+        "epoch": "last", "seed": 1,
         "defense": {"name": "gaussian-noise", "sigma": 0.25},
         "attack": {"name": "pgd", "norm": "linf", "eps": "8/255", "step_size": "2/255", "steps": steps, "eot": {"draws": 2}},
         "goal": {"name": "untargeted"},
@@ -115,6 +115,29 @@ fn parts_threads_and_snapshots_change_no_bit() {
     // A shorter run is the beginning of a longer one.
     let short = bench.attack("short", &with(params, "/attack/steps", json!([1])), &[]);
     same(&short, &whole.into_iter().filter(|row| row.step == 1).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_shared_order_is_shared_by_images_parts_and_batches_but_not_by_draws() {
+    let bench = Bench::new();
+    // Whichever comes last decides what the network sees: white or black.
+    let all = |noise: &str| json!({"name": "noise-injection", "types": [noise], "amount": 1.0});
+    let with_order = |order: &str| {
+        let stack = json!({"name": "stack", "of": [all("salt"), all("pepper")], "order": order});
+        with(with(none(), "/defense", stack), "/votes/stop", json!("never"))
+    };
+    let whole = bench.attack("shared", &with_order("shared"), &[]);
+    let part = bench.attack("part", &with_order("shared"), &["--shard", "1/3"]);
+    for phase in ["before", "after"] {
+        let votes = |rows: &[AttackRow]| -> Vec<Vec<u16>> {
+            rows.iter().filter(|row| row.phase == phase).map(|row| row.votes.clone()).collect()
+        };
+        let (whole, part) = (votes(&whole), votes(&part));
+        assert!(whole[0].iter().any(|&class| class != whole[0][0]), "{:?}", whole[0]);
+        assert!(whole.iter().chain(&part).all(|votes| *votes == whole[0]), "{whole:?} {part:?}");
+    }
+    let own = bench.attack("random", &with_order("random"), &[]);
+    assert!(own.iter().any(|row| row.votes != own[0].votes));
 }
 
 #[test]
@@ -265,7 +288,7 @@ fn bad_input_gives_one_line_and_the_right_code() {
     refuse("/goal", json!({"name": "targetted", "class": 3}), &["goal", "targetted", "targeted"]);
     refuse("/attack", json!({"name": "pdg"}), &["attack", "pdg", "pgd"]);
     refuse("/defense", json!({"name": "gaussian-noise", "sigma": -1}), &["defense", "sigma"]);
-    refuse("/protocol", json!("paper"), &["protocol", "paper-text", "authors-code"]);
+    refuse("/protocol", json!("paper-text"), &["unknown field `protocol`"]);
     refuse("/vote", json!({}), &["vote"]);
     refuse("/inside", json!({"name": "activation-pruning", "samples": 0}), &["inside", "samples"]);
     refuse("/inside", json!({"name": "pruning"}), &["inside", "activation-pruning"]);
