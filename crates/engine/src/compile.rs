@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Result, bail};
 
 use crate::kernels::map::Window;
-use crate::kernels::{stem, winograd};
+use crate::kernels::{largest, stem, winograd};
 use crate::lower::{Act, Filter, Kind, Network, Step};
 use crate::memory::{Border, Floats, Layout, Slots};
 use crate::passes::{Algorithm, Draft, Form, Pass, Sweep, backward_sweeps, form, forward_sweep};
@@ -20,7 +20,9 @@ pub(crate) struct Value {
     pub columns: usize,
     /// Of the NHWC buffer; for value 0, of one plane of the image.
     pub layout: Layout,
-    /// Where its mask is in an image's state, if it has a ReLU.
+    /// The non-linearity that made it.
+    pub act: Act,
+    /// Where its mask is in an image's state, if it has a non-linearity.
     pub mask: Option<usize>,
     /// Its place in the forward pass.
     pub place: Place,
@@ -46,7 +48,6 @@ pub(crate) struct Stage {
     pub input: usize,
     pub residual: Option<usize>,
     pub output: usize,
-    pub act: Act,
 }
 
 /// A network compiled for images of one size.
@@ -245,8 +246,8 @@ impl Compiler<'_> {
         })
     }
 
-    /// What the backward pass needs to know: a bit a channel of every pixel with a ReLU, a byte of one that a max-pool
-    /// made.
+    /// What the backward pass needs to know: a bit a channel of every pixel with a non-linearity, a byte of one that a
+    /// max-pool made.
     fn state(&self, acts: &[Act]) -> State {
         let mut bytes = 0;
         let mut keep = |value: usize, bits: usize| {
@@ -274,11 +275,17 @@ impl Compiler<'_> {
             Algorithm::Stem { depth } => depth * self.planes(step.output).image() + stem::BEYOND,
             _ => 0,
         };
-        let stage = |(step, work): (&Step, &Work)| match work {
-            Work::Convolution { forward, backward, .. } => {
-                backward.iter().map(|back| pass(step, back)).fold(pass(step, forward), usize::max)
+        let stage = |(step, work): (&Step, &Work)| {
+            let work = match work {
+                Work::Convolution { forward, backward, .. } => {
+                    backward.iter().map(|back| pass(step, back)).fold(pass(step, forward), usize::max)
+                }
+                _ => 0,
+            };
+            match step.act {
+                Act::KeepLargest { .. } => work.max(largest::scratch(self.shapes[step.output].iter().product())),
+                _ => work,
             }
-            _ => 0,
         };
         self.network.steps.iter().zip(work).map(stage).max().unwrap_or(0)
     }
@@ -343,7 +350,8 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let arena = scratch + compiler.scratch(&work);
     let values = values.into_iter().enumerate().map(|(value, place)| {
         let [channels, rows, columns] = compiler.shapes[value];
-        Value { channels, rows, columns, layout: compiler.layouts[value], mask: state.masks[value], place }
+        let (layout, act, mask) = (compiler.layouts[value], acts[value], state.masks[value]);
+        Value { channels, rows, columns, layout, act, mask, place }
     });
     let gradients = gradient_values
         .iter()
@@ -354,7 +362,6 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         input: step.input,
         residual: step.residual,
         output: step.output,
-        act: step.act,
     });
     Ok(Compiled {
         isa,

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::compile::{Compiled, Stage, Value, Work};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
+use crate::kernels::largest::KeepLargest;
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
 use crate::kernels::stem::{Planes, Stem};
 use crate::kernels::winograd::Winograd;
@@ -219,10 +220,11 @@ impl<'a> Run<'a> {
                 residual: stage.residual.map_or(View::NONE, |value| self.value(value)),
                 mask: self.mask(stage.output),
                 bias: std::ptr::null(),
-                end: match stage.act {
-                    Act::None => End::Linear,
+                end: match output.act {
+                    Act::None | Act::KeepLargest { .. } => End::Linear,
                     Act::Relu => End::Clamp { top: f32::INFINITY },
                     Act::Relu6 => End::Clamp { top: 6.0 },
+                    Act::LeakyRelu { slope } => End::Leaky { slope },
                 },
             };
             let layout = &output.layout;
@@ -241,7 +243,28 @@ impl<'a> Run<'a> {
                 Work::GlobalPool => self.map(Mean { from, rows, columns }, layout, finish),
                 Work::Identity => self.map(Same(from), layout, finish),
             }
+            if let Act::KeepLargest { share } = output.act {
+                self.keep_largest(output, share, finish);
+            }
         }
+    }
+
+    /// Lets the largest values of each image stay, in place.
+    fn keep_largest(&self, value: &Value, share: f64, Finish { to, mask, .. }: Finish) {
+        let volume = value.channels * value.rows * value.columns;
+        let largest = KeepLargest {
+            at: to,
+            mask,
+            keep: ((share * volume as f64) as usize).max(1),
+            channels: value.channels,
+            channels_padded: value.layout.channels,
+            images: self.images,
+            rows: value.rows,
+            columns: value.columns,
+            scratch: self.at(self.net.scratch),
+        };
+        // SAFETY: the views are of this value, and the plan's scratch is large enough for it.
+        unsafe { self.net.isa.run(&largest) };
     }
 
     /// The images' gradient from the logits', after `forward` with the same state.
@@ -275,11 +298,8 @@ impl<'a> Run<'a> {
                 self.image_gradient(back, gradient);
                 continue;
             };
-            let end = match back.masked {
-                true => self.masked(self.gradient(to), back.residual, back.value),
-                false => Finish { end: End::Linear, ..self.masked(self.gradient(to), back.residual, back.value) },
-            };
-            self.step(back, end);
+            let finish = self.masked(self.gradient(to), back.residual, back.value);
+            self.step(back, if back.masked { finish } else { Finish { end: End::Linear, ..finish } });
         }
         if segment > 0 {
             for part in parts(images, net.segments[segment - 1].group) {
@@ -290,7 +310,12 @@ impl<'a> Run<'a> {
 
     fn masked(&self, to: View<f32>, residual: Option<usize>, value: usize) -> Finish {
         let residual = residual.map_or(View::NONE, |buffer| self.gradient(buffer));
-        Finish { to, residual, mask: self.mask(value), bias: std::ptr::null(), end: End::Masked }
+        let end = match self.net.values[value].act {
+            Act::None => End::Linear,
+            Act::Relu | Act::Relu6 | Act::KeepLargest { .. } => End::Masked,
+            Act::LeakyRelu { slope } => End::Scaled { slope },
+        };
+        Finish { to, residual, mask: self.mask(value), bias: std::ptr::null(), end }
     }
 
     fn step(&self, back: &Back, finish: Finish) {

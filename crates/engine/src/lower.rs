@@ -7,11 +7,28 @@ use candle_core::{DType, Result, bail};
 use nets::{Conv, Graph, Id, Op, Padding, Weights};
 
 /// The non-linearity at the end of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Act {
     None,
     Relu,
     Relu6,
+    LeakyRelu { slope: f32 },
+    KeepLargest { share: f64 },
+}
+
+impl Act {
+    /// The operation as the end of a step, if it can be one.
+    fn of(op: &Op) -> Result<Option<Self>> {
+        Ok(Some(match *op {
+            Op::Relu => Self::Relu,
+            Op::Relu6 => Self::Relu6,
+            Op::LeakyRelu { slope } if (0.0..1.0).contains(&slope) => Self::LeakyRelu { slope: slope as f32 },
+            Op::LeakyRelu { slope } => bail!("a leaky ReLU's slope is {slope}: it must be in [0, 1)"),
+            Op::KeepLargest { share } if share > 0.0 && share <= 1.0 => Self::KeepLargest { share },
+            Op::KeepLargest { share } => bail!("the share of values to keep is {share}: it must be in (0, 1]"),
+            _ => return Ok(None),
+        }))
+    }
 }
 
 /// A convolution's weights `(outputs, inputs / groups, kernel, kernel)` and bias `(outputs)`, batch-norm folded.
@@ -170,24 +187,21 @@ impl Lowering<'_> {
         Some(other)
     }
 
-    fn take_act(&mut self, end: &mut Id) -> Act {
-        let Some(next) = self.next(*end) else { return Act::None };
-        let act = match self.graph.nodes[next].op {
-            Op::Relu => Act::Relu,
-            Op::Relu6 => Act::Relu6,
-            _ => return Act::None,
-        };
+    fn take_act(&mut self, end: &mut Id) -> Result<Act> {
+        let Some(next) = self.next(*end) else { return Ok(Act::None) };
+        let Some(act) = Act::of(&self.graph.nodes[next].op)? else { return Ok(Act::None) };
         self.taken[next] = true;
         *end = next;
-        act
+        Ok(act)
     }
 
     /// Starts a step at `id` and lets it take what follows.
-    fn fuse(&mut self, id: Id, mut end: Id, kind: Kind) {
+    fn fuse(&mut self, id: Id, mut end: Id, kind: Kind) -> Result<()> {
         let input = self.graph.nodes[id].inputs[0];
         let residual = self.take_residual(&mut end);
-        let act = self.take_act(&mut end);
+        let act = self.take_act(&mut end)?;
         self.ends[end] = Some((kind, input, residual, act));
+        Ok(())
     }
 
     fn visit(&mut self, id: Id, weights: &Weights) -> Result<()> {
@@ -210,7 +224,7 @@ impl Lowering<'_> {
                     false if conv.groups > 1 => Kind::Dense(densify(filter, conv.groups)),
                     false => Kind::Dense(filter),
                 };
-                self.fuse(id, end, kind);
+                self.fuse(id, end, kind)?;
             }
             Op::Linear { name, inputs, outputs } => {
                 let weight = rounded(&parameter(weights, &format!("{name}.weight"), &[*outputs, *inputs])?);
@@ -218,22 +232,24 @@ impl Lowering<'_> {
                 let padding = Padding::default();
                 let (inputs, outputs) = (*inputs, *outputs);
                 let filter = Filter { inputs, outputs, kernel: 1, stride: 1, padding, weight, bias };
-                self.fuse(id, id, Kind::Dense(filter));
+                self.fuse(id, id, Kind::Dense(filter))?;
             }
             Op::BatchNorm { name, channels, eps } => {
                 let (scale, bias) = affine(weights, name, *channels, *eps)?;
                 let weight = rounded(&scale);
                 let padding = Padding::default();
                 let filter = Filter { inputs: 1, outputs: *channels, kernel: 1, stride: 1, padding, weight, bias };
-                self.fuse(id, id, Kind::Depthwise(filter));
+                self.fuse(id, id, Kind::Depthwise(filter))?;
             }
             Op::Add => {
                 let mut end = id;
-                let act = self.take_act(&mut end);
+                let act = self.take_act(&mut end)?;
                 self.ends[end] = Some((Kind::Identity, input, Some(node.inputs[1]), act));
             }
-            Op::Relu => self.ends[id] = Some((Kind::Identity, input, None, Act::Relu)),
-            Op::Relu6 => self.ends[id] = Some((Kind::Identity, input, None, Act::Relu6)),
+            Op::Relu | Op::Relu6 | Op::LeakyRelu { .. } | Op::KeepLargest { .. } => {
+                let act = Act::of(&node.op)?.unwrap_or(Act::None);
+                self.ends[id] = Some((Kind::Identity, input, None, act));
+            }
             &Op::MaxPool { kernel, stride, padding } => {
                 self.ends[id] = Some((Kind::MaxPool { kernel, stride, padding }, input, None, Act::None));
             }
@@ -241,12 +257,9 @@ impl Lowering<'_> {
                 self.ends[id] = Some((Kind::Subsample { stride, before, after }, input, None, Act::None));
             }
             Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, input, None, Act::None)),
-            op @ (Op::LeakyRelu { .. }
-            | Op::KeepLargest { .. }
-            | Op::Prune { .. }
-            | Op::Standardise
-            | Op::Concat
-            | Op::AveragePool { .. }) => bail!("node {id}: {op:?} is not implemented by this executor"),
+            op @ (Op::Prune { .. } | Op::Standardise | Op::Concat | Op::AveragePool { .. }) => {
+                bail!("node {id}: {op:?} is not implemented by this executor")
+            }
             Op::Input | Op::Normalise { .. } => bail!("node {id}: an image is normalised once, at the start"),
         }
         Ok(())

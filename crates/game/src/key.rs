@@ -54,6 +54,8 @@ pub enum Phase {
     Init = 5,
     /// Drawing a data set.
     Data = 6,
+    /// Fitting a detector.
+    Fit = 7,
 }
 
 /// A name for a stream of random bits. Copying a key copies the stream: derive a child for each separate use.

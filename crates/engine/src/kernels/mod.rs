@@ -10,6 +10,7 @@
 )]
 
 pub(crate) mod depthwise;
+pub(crate) mod largest;
 pub(crate) mod map;
 pub(crate) mod stem;
 

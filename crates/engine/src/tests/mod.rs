@@ -7,6 +7,9 @@
 //! - the engine's gradient is, within rounding, the f64 gradient *at the engine's own branches*, for every image;
 //! - wherever the branches differ from f64's, the f64 value is within rounding of the kink;
 //! - such flips are few.
+//!
+//! Where some values stay and others become 0, the network itself jumps at a kink. There the logits, too, are compared
+//! with f64's at the engine's branches.
 
 #![expect(clippy::print_stderr, reason = "tests say what they skip")]
 
@@ -94,7 +97,7 @@ impl<'a> Case<'a> {
         let reference = Reference::new(graph, weights, size);
         let values = pixels.par_chunks(3 * size[0] * size[1]).map(|image| {
             let image: Vec<_> = image.iter().map(|&x| f64::from(x)).collect();
-            reference.forward(&image)
+            reference.forward(&image, None)
         });
         let values: Vec<_> = values.collect();
         let gradients = vec![OnceLock::new(); values.len()];
@@ -142,11 +145,12 @@ impl<'a> Case<'a> {
     }
 
     fn score_image(&self, image: usize, branches: &[Vec<u8>], logits: &[f32], gradient: &[f32]) -> Score {
-        let values = &self.values[image];
+        let theirs = |node: usize, unit: usize| usize::from(branches[node][unit]);
+        let jumped = self.reference.jumps().then(|| self.reference.forward(&self.values[image][0], Some(&theirs)));
+        let values = jumped.as_ref().unwrap_or(&self.values[image]);
         let own = self.reference.branches(values);
         let upstream: Vec<_> =
             self.upstream[image * logits.len()..][..logits.len()].iter().map(|&u| f64::from(u)).collect();
-        let reference = |branch: &dyn Fn(usize, usize) -> usize| self.reference.backward(&upstream, branch);
         let logits = distance(logits, values.last().unwrap());
         let mut score = Score { logits, images: 1, ..Score::default() };
         for (node, (own, theirs)) in own.iter().zip(branches).enumerate() {
@@ -157,12 +161,17 @@ impl<'a> Case<'a> {
                 score.kink = score.kink.max(self.kink(values, node, unit, theirs[unit]));
             }
         }
-        let truth = self.gradients[image].get_or_init(|| reference(&|node, unit| own[node][unit]));
-        score.free = distance(gradient, truth);
-        match score.flips {
-            0 => (score.agreeing, score.gradient) = (1, score.free),
-            _ => score.gradient = distance(gradient, &reference(&|node, unit| branches[node][unit].into())),
+        score.agreeing = usize::from(score.flips == 0);
+        if jumped.is_some() {
+            score.gradient = distance(gradient, &self.reference.backward(&upstream, &theirs));
+            return score;
         }
+        let truth = || self.reference.backward(&upstream, &|node, unit| own[node][unit]);
+        score.free = distance(gradient, self.gradients[image].get_or_init(truth));
+        score.gradient = match score.flips {
+            0 => score.free,
+            _ => distance(gradient, &self.reference.backward(&upstream, &theirs)),
+        };
         score
     }
 
@@ -170,7 +179,8 @@ impl<'a> Case<'a> {
     fn kink(&self, values: &[Vec<f64>], node: usize, unit: usize, branch: u8) -> f64 {
         let x = &values[self.graph.nodes[node].inputs[0]];
         let gap = match self.graph.nodes[node].op {
-            Op::Relu => x[unit].abs(),
+            Op::Relu | Op::LeakyRelu { .. } => x[unit].abs(),
+            Op::KeepLargest { share } => (x[unit] - reference::smallest_kept(x, share)).abs(),
             Op::Relu6 => x[unit].abs().min((x[unit] - 6.0).abs()),
             Op::MaxPool { .. } => self.reference.loss(values, node, unit, branch.into()),
             _ => unreachable!(),
@@ -351,6 +361,45 @@ fn pools_and_the_rest() {
             vec![Op::Subsample { stride, before, after }, norm, Op::Relu6, Op::Relu],
             12 + before + after,
         );
+    }
+}
+
+#[test]
+fn activations() {
+    let relus = [Op::LeakyRelu { slope: 0.1 }, Op::LeakyRelu { slope: 0.0 }];
+    let shares = [1e-9, 0.1, 0.5, 1.0].map(|share| Op::KeepLargest { share });
+    for act in relus.into_iter().chain(shares) {
+        for outputs in [9, 16] {
+            let name = format!("{act:?} of {outputs}");
+            let norm = Op::BatchNorm { name: "norm".into(), channels: outputs, eps: 1e-3 };
+            layer(&name, vec![conv("conv", [12, outputs], 3, 1, 1), act.clone()], outputs);
+            layer(&name, vec![conv("conv", [12, outputs], 3, 2, 1), norm.clone(), act.clone()], outputs);
+            let again = vec![conv("conv", [12, outputs], 5, 1, 2), act.clone(), norm, act.clone(), Op::Relu6];
+            layer(&name, again, outputs);
+        }
+        layer(&format!("{act:?} twice"), vec![act.clone(), act.clone(), conv("conv", [12, 12], 3, 1, 1), act], 12);
+    }
+}
+
+/// A network with another activation.
+fn activated(mut graph: Graph, act: &Op) -> Graph {
+    for node in graph.nodes.iter_mut().filter(|node| node.op == Op::Relu) {
+        node.op = act.clone();
+    }
+    graph
+}
+
+#[test]
+fn networks_of_other_activations() {
+    for act in [Op::KeepLargest { share: 0.1 }, Op::LeakyRelu { slope: 0.1 }] {
+        for (json, size, images) in [
+            (r#"{"name": "cifar-resnet", "depth": 20}"#, [32, 32], 4),
+            (r#"{"name": "cifar-resnet", "depth": 14, "shortcut": "B", "width": 10}"#, [29, 34], 3),
+            (r#"{"name": "resnet", "depth": 18, "stem": "cifar", "classes": 10}"#, [32, 32], 1),
+        ] {
+            let graph = activated(spec(json), &act);
+            Case::new(&graph, &weights(&graph), size, images).check(&format!("{json} of {act:?}"));
+        }
     }
 }
 

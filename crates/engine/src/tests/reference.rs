@@ -6,8 +6,16 @@ use nets::{Conv, Graph, Id, Op, Weights};
 /// Channels, rows, columns.
 type Shape = [usize; 3];
 
-/// Which branch a unit of a piecewise linear layer takes: 1 or 0 for a ReLU, the place in the window for a max-pool.
+/// Which branch a unit of a piecewise linear layer takes: 1 or 0 for a ReLU or where some values stay, the place in the
+/// window for a max-pool.
 pub(super) type Branch<'a> = &'a dyn Fn(Id, usize) -> usize;
+
+/// The smallest of the largest values that stay.
+pub(super) fn smallest_kept(x: &[f64], share: f64) -> f64 {
+    let mut sorted = x.to_vec();
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    sorted[((share * x.len() as f64).floor() as usize).max(1) - 1]
+}
 
 pub(super) struct Reference<'a> {
     graph: &'a Graph,
@@ -108,8 +116,13 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// The values of all nodes.
-    pub(super) fn forward(&self, image: &[f64]) -> Vec<Vec<f64>> {
+    /// Whether a unit's other branch gives another value at the kink, too.
+    pub(super) fn jumps(&self) -> bool {
+        self.graph.nodes.iter().any(|node| matches!(node.op, Op::KeepLargest { .. }))
+    }
+
+    /// The values of all nodes; where values jump at a kink, at the given branches or else their own.
+    pub(super) fn forward(&self, image: &[f64], branch: Option<Branch<'_>>) -> Vec<Vec<f64>> {
         let mut values: Vec<Vec<f64>> = Vec::new();
         for (id, node) in self.graph.nodes.iter().enumerate() {
             let to = self.shapes[id];
@@ -139,6 +152,14 @@ impl<'a> Reference<'a> {
                 }
                 Op::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(0.0)),
                 Op::Relu6 => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.clamp(0.0, 6.0)),
+                Op::LeakyRelu { slope } => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(slope * x)),
+                &Op::KeepLargest { share } => {
+                    let low = smallest_kept(x, share);
+                    for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
+                        let stays = branch.map_or(x >= low, |branch| branch(id, i) == 1);
+                        *y = if stays { x } else { 0.0 };
+                    }
+                }
                 Op::Add => y.iter_mut().zip(x).zip(&values[node.inputs[1]]).for_each(|((y, a), b)| *y = a + b),
                 &Op::MaxPool { kernel, stride, padding } => {
                     y.fill(f64::NEG_INFINITY);
@@ -180,8 +201,12 @@ impl<'a> Reference<'a> {
         let branches = self.graph.nodes.iter().enumerate().map(|(id, node)| {
             let x = node.inputs.first().map(|&i| &values[i]);
             match (&node.op, x) {
-                (Op::Relu, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0)).collect(),
+                (Op::Relu | Op::LeakyRelu { .. }, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0)).collect(),
                 (Op::Relu6, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0 && x < 6.0)).collect(),
+                (&Op::KeepLargest { share }, Some(x)) => {
+                    let low = smallest_kept(x, share);
+                    x.iter().map(|&x| usize::from(x >= low)).collect()
+                }
                 (&Op::MaxPool { kernel, stride, padding }, Some(x)) => {
                     let mut best = vec![(f64::NEG_INFINITY, 0); values[id].len()];
                     let from = self.shapes[node.inputs[0]];
@@ -233,8 +258,12 @@ impl<'a> Reference<'a> {
                         g[o..o + n].iter().zip(dx).for_each(|(g, dx)| *dx += w[k] * g);
                     });
                 }
-                Op::Relu | Op::Relu6 => {
+                Op::Relu | Op::Relu6 | Op::KeepLargest { .. } => {
                     dx.iter_mut().zip(&g).enumerate().for_each(|(i, (dx, g))| *dx += g * branch(id, i) as f64);
+                }
+                Op::LeakyRelu { slope } => {
+                    let factor = |i: usize| if branch(id, i) == 1 { 1.0 } else { *slope };
+                    dx.iter_mut().zip(&g).enumerate().for_each(|(i, (dx, g))| *dx += g * factor(i));
                 }
                 Op::Add => {
                     for &input in &node.inputs {
