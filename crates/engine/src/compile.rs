@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Result, bail};
 
 use crate::kernels::map::Window;
-use crate::kernels::{largest, stem, winograd};
+use crate::kernels::{largest, prune, stem, winograd};
 use crate::lower::{Act, Filter, Kind, Network, Step};
 use crate::memory::{Border, Floats, Layout, Slots};
 use crate::passes::{Algorithm, Draft, Form, Pass, Sweep, backward_sweeps, form, forward_sweep};
@@ -39,7 +39,16 @@ pub(crate) enum Work {
     MaxPool { window: Window, winners: usize },
     Subsample { stride: usize, before: usize },
     GlobalPool,
+    Prune { samples: f64, index: u64, record: Record },
     Identity,
+}
+
+/// Where in an image's state is what pruning leaves for the backward pass.
+#[derive(Clone, Copy)]
+pub(crate) struct Record {
+    pub values: usize,
+    pub mask: usize,
+    pub sum: usize,
 }
 
 /// A fused step, ready to run.
@@ -99,7 +108,7 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
             Kind::Dense(f) | Kind::Depthwise(f) => {
                 let inputs = if matches!(step.kind, Kind::Dense(_)) { f.inputs } else { f.outputs };
                 if inputs != c {
-                    bail!("node {}: a layer for {inputs} channels is given {c}", step.node);
+                    bail!("node {}: a layer for {inputs} channels is given {c}", step.first);
                 }
                 let p = f.padding;
                 [
@@ -116,7 +125,7 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
             }
             &Kind::Subsample { stride, before, after } => [before + c + after, h.div_ceil(stride), w.div_ceil(stride)],
             Kind::GlobalPool => [c, 1, 1],
-            Kind::Identity => [c, h, w],
+            Kind::Prune { .. } | Kind::Identity => [c, h, w],
         };
         if let Some(residual) = step.residual
             && shapes[residual] != shape
@@ -229,7 +238,7 @@ impl Compiler<'_> {
         Work::Convolution { forward, backward: backward.collect(), bias }
     }
 
-    fn work(&self, drafts: Vec<Option<(Draft, Vec<Draft>)>>, winners: &[usize]) -> Vec<Work> {
+    fn work(&self, drafts: Vec<Option<(Draft, Vec<Draft>)>>, state: &State) -> Vec<Work> {
         let drafts: Vec<_> = drafts.into_iter().map(Mutex::new).collect();
         share_out(self.network.steps.len(), |stage| {
             let step = &self.network.steps[stage];
@@ -237,33 +246,43 @@ impl Compiler<'_> {
             match (&step.kind, drafts) {
                 (Kind::Dense(filter) | Kind::Depthwise(filter), Some(drafts)) => self.convolution(step, filter, drafts),
                 (&Kind::MaxPool { kernel, stride, padding }, _) => {
-                    Work::MaxPool { window: Window { kernel, stride, padding }, winners: winners[stage] }
+                    Work::MaxPool { window: Window { kernel, stride, padding }, winners: state.winners[stage] }
                 }
                 (&Kind::Subsample { stride, before, .. }, _) => Work::Subsample { stride, before },
                 (Kind::GlobalPool, _) => Work::GlobalPool,
+                (&Kind::Prune { samples, index }, _) => Work::Prune { samples, index, record: state.records[stage] },
                 _ => Work::Identity,
             }
         })
     }
 
     /// What the backward pass needs to know: a bit a channel of every pixel with a non-linearity, a byte of one that a
-    /// max-pool made.
+    /// max-pool made, and where values are pruned, they themselves.
     fn state(&self, acts: &[Act]) -> State {
         let mut bytes = 0;
-        let mut keep = |value: usize, bits: usize| {
-            let layout = &self.layouts[value];
+        let mut keep = |bits: usize| {
             let at = bytes;
-            bytes += (layout.rows * layout.columns * layout.channels * bits / 8).next_multiple_of(64);
+            bytes += bits.div_ceil(8).next_multiple_of(64);
             at
         };
-        let masks = (0..acts.len()).map(|value| (acts[value] != Act::None).then(|| keep(value, 1))).collect();
+        let volume =
+            |value: usize| self.layouts[value].rows * self.layouts[value].columns * self.layouts[value].channels;
+        let masks = (0..acts.len()).map(|value| (acts[value] != Act::None).then(|| keep(volume(value)))).collect();
         let winners = self.network.steps.iter().map(|step| match step.kind {
-            Kind::MaxPool { .. } => keep(step.output, 8),
+            Kind::MaxPool { .. } => keep(8 * volume(step.output)),
             _ => 0,
         });
         let winners = winners.collect();
+        let records = self.network.steps.iter().map(|step| match step.kind {
+            Kind::Prune { .. } => {
+                let volume = volume(step.output);
+                Record { values: keep(32 * volume), mask: keep(volume), sum: keep(64) }
+            }
+            _ => Record { values: 0, mask: 0, sum: 0 },
+        });
+        let records = records.collect();
         // Never nothing, so that there is a part of it for each image.
-        State { masks, winners, bytes: bytes.max(1) }
+        State { masks, winners, records, bytes: bytes.max(1) }
     }
 
     /// Floats of scratch for the kernel that needs most.
@@ -279,6 +298,10 @@ impl Compiler<'_> {
             let work = match work {
                 Work::Convolution { forward, backward, .. } => {
                     backward.iter().map(|back| pass(step, back)).fold(pass(step, forward), usize::max)
+                }
+                Work::Prune { .. } => {
+                    let Layout { rows, columns, channels, .. } = self.layouts[step.output];
+                    prune::scratch(rows * columns, channels)
                 }
                 _ => 0,
             };
@@ -297,6 +320,8 @@ struct State {
     masks: Vec<Option<usize>>,
     /// Where each max-pool's winners are.
     winners: Vec<usize>,
+    /// Where each pruning's records are.
+    records: Vec<Record>,
     bytes: usize,
 }
 
@@ -336,7 +361,7 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let mut acts = vec![Act::None; compiler.shapes.len()];
     network.steps.iter().for_each(|step| acts[step.output] = step.act);
     let state = compiler.state(&acts);
-    let work = compiler.work(drafts, &state.winners);
+    let work = compiler.work(drafts, &state);
 
     let (backs, gradient_values) = backward(&network.steps, &acts);
     let segments = segments(network, &compiler.layouts, &work, &backs);

@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
-use crate::compile::{Compiled, Stage, Value, Work};
+use game::Key;
+
+use crate::compile::{self, Compiled, Stage, Value, Work};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::largest::KeepLargest;
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
+use crate::kernels::prune::{self, Prune, Unprune};
 use crate::kernels::stem::{Planes, Stem};
 use crate::kernels::winograd::Winograd;
 use crate::kernels::{End, Finish, View, stem};
@@ -24,6 +27,8 @@ pub(crate) struct Run<'a> {
     arena: *mut f32,
     /// Bytes of state, `net.state` for each image; null when there will be no backward pass.
     state: *mut u8,
+    /// One for each image, if anything is drawn.
+    keys: &'a [Key],
     /// The segment at work and how many images it has; the first image of each segment's group.
     segment: usize,
     images: usize,
@@ -42,7 +47,12 @@ impl<'a> Run<'a> {
         let state = if state.is_empty() { std::ptr::null_mut() } else { state.as_mut_ptr() };
         assert!(arena.as_mut().len() == net.arena);
         let starts = vec![0; net.segments.len()];
-        Self { net, arena: arena.as_mut().as_mut_ptr(), state, segment: 0, images, starts }
+        Self { net, arena: arena.as_mut().as_mut_ptr(), state, keys: &[], segment: 0, images, starts }
+    }
+
+    /// The same with one key for each image.
+    pub(crate) fn with_keys(self, keys: &'a [Key]) -> Self {
+        Self { keys, ..self }
     }
 
     /// The segment at work's first image, in a buffer that begins with the first image of another segment's group.
@@ -78,21 +88,34 @@ impl<'a> Run<'a> {
 
     /// The mask of a value, if it has one and the state is kept.
     fn mask(&self, value: usize) -> View<u8> {
-        let Value { layout, mask, .. } = &self.net.values[value];
-        let Some(offset) = mask.filter(|_| !self.state.is_null()) else { return View::NONE };
-        let pixel = layout.channels / 8;
-        // SAFETY: inside the image's state.
-        View { at: unsafe { self.state().add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+        match self.net.values[value].mask.filter(|_| !self.state.is_null()) {
+            Some(offset) => self.kept(value, offset, 1),
+            None => View::NONE,
+        }
     }
 
     fn winners(&self, value: usize, offset: usize) -> View<u8> {
         if self.state.is_null() {
             return View::NONE;
         }
+        self.kept(value, offset, 8)
+    }
+
+    /// What is kept in so many bits for each channel of a value.
+    fn kept(&self, value: usize, offset: usize, bits: usize) -> View<u8> {
         let layout = &self.net.values[value].layout;
-        let pixel = layout.channels;
+        let pixel = layout.channels * bits / 8;
         // SAFETY: inside the image's state.
         View { at: unsafe { self.state().add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+    }
+
+    /// What pruning keeps, if the state is.
+    fn record(&self, value: usize, at: &compile::Record) -> Option<prune::Record> {
+        (!self.state.is_null()).then(|| prune::Record {
+            values: self.kept(value, at.values, 32),
+            mask: self.kept(value, at.mask, 1),
+            sum: self.kept(value, at.sum, 64),
+        })
     }
 
     fn map<T: Source>(&self, source: T, layout: &Layout, finish: Finish) {
@@ -241,6 +264,23 @@ impl<'a> Run<'a> {
                     self.map(Subsample { from, stride, before, channels }, layout, finish);
                 }
                 Work::GlobalPool => self.map(Mean { from, rows, columns }, layout, finish),
+                &Work::Prune { samples, index, ref record } => {
+                    let prune = Prune {
+                        from,
+                        keys: &self.keys[self.starts[self.segment]..][..self.images],
+                        index,
+                        samples,
+                        record: self.record(stage.output, record),
+                        channels,
+                        channels_padded: layout.channels,
+                        rows,
+                        columns,
+                        finish,
+                        scratch: self.at(net.scratch),
+                    };
+                    // SAFETY: the views are of values of this shape, and the plan's scratch is large enough for it.
+                    unsafe { net.isa.run(&prune) };
+                }
                 Work::Identity => self.map(Same(from), layout, finish),
             }
             if let Act::KeepLargest { share } = output.act {
@@ -340,6 +380,23 @@ impl<'a> Run<'a> {
             Work::GlobalPool => {
                 let share = 1.0 / (input.rows * input.columns) as f32;
                 self.map(Spread { from, share }, &input.layout, finish);
+            }
+            Work::Prune { samples, record, .. } => {
+                let Some(record) = self.record(stage.output, record) else { unreachable!("the state is kept") };
+                let prune = Unprune {
+                    from,
+                    samples: *samples,
+                    record,
+                    channels,
+                    channels_padded: output.layout.channels,
+                    images: self.images,
+                    rows,
+                    columns,
+                    finish,
+                    scratch: self.at(net.scratch),
+                };
+                // SAFETY: as in the forward pass.
+                unsafe { net.isa.run(&prune) };
             }
             Work::Identity => self.map(Same(from), &input.layout, finish),
         }

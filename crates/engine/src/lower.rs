@@ -43,6 +43,13 @@ pub(crate) struct Filter {
     pub bias: Vec<f64>,
 }
 
+impl Network {
+    /// Whether answers depend on keys.
+    pub(crate) fn draws(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.kind, Kind::Prune { .. }))
+    }
+}
+
 impl Filter {
     /// The weight from input channel `i` to output channel `o` at row `y`, column `x`.
     pub(crate) fn at(&self, o: usize, i: usize, y: usize, x: usize) -> f64 {
@@ -67,6 +74,11 @@ pub(crate) enum Kind {
         after: usize,
     },
     GlobalPool,
+    /// Stochastic activation pruning, by the key's child `index`.
+    Prune {
+        samples: f64,
+        index: u64,
+    },
     /// The input itself: a sum or a ReLU that no convolution could take.
     Identity,
 }
@@ -79,7 +91,8 @@ pub(crate) struct Step {
     pub residual: Option<usize>,
     pub output: usize,
     pub act: Act,
-    /// The graph's node whose value this step's output is.
+    /// The graph's nodes at which this step begins, and whose value is its output.
+    pub first: Id,
     pub node: Id,
 }
 
@@ -155,7 +168,7 @@ fn affine(weights: &Weights, name: &str, channels: usize, eps: f64) -> Result<Af
     Ok((scale, shift))
 }
 
-/// A step's kind, input, residual and non-linearity, in nodes.
+/// A step's kind, first node, residual and non-linearity, in nodes.
 type End = (Kind, Id, Option<Id>, Act);
 
 struct Lowering<'a> {
@@ -197,16 +210,14 @@ impl Lowering<'_> {
 
     /// Starts a step at `id` and lets it take what follows.
     fn fuse(&mut self, id: Id, mut end: Id, kind: Kind) -> Result<()> {
-        let input = self.graph.nodes[id].inputs[0];
         let residual = self.take_residual(&mut end);
         let act = self.take_act(&mut end)?;
-        self.ends[end] = Some((kind, input, residual, act));
+        self.ends[end] = Some((kind, id, residual, act));
         Ok(())
     }
 
     fn visit(&mut self, id: Id, weights: &Weights) -> Result<()> {
         let node = &self.graph.nodes[id];
-        let input = node.inputs[0];
         match &node.op {
             Op::Conv(conv) => {
                 let (mut end, mut norm) = (id, None);
@@ -244,20 +255,26 @@ impl Lowering<'_> {
             Op::Add => {
                 let mut end = id;
                 let act = self.take_act(&mut end)?;
-                self.ends[end] = Some((Kind::Identity, input, Some(node.inputs[1]), act));
+                self.ends[end] = Some((Kind::Identity, id, Some(node.inputs[1]), act));
             }
             Op::Relu | Op::Relu6 | Op::LeakyRelu { .. } | Op::KeepLargest { .. } => {
                 let act = Act::of(&node.op)?.unwrap_or(Act::None);
-                self.ends[id] = Some((Kind::Identity, input, None, act));
+                self.ends[id] = Some((Kind::Identity, id, None, act));
             }
             &Op::MaxPool { kernel, stride, padding } => {
-                self.ends[id] = Some((Kind::MaxPool { kernel, stride, padding }, input, None, Act::None));
+                self.ends[id] = Some((Kind::MaxPool { kernel, stride, padding }, id, None, Act::None));
             }
             &Op::Subsample { stride, before, after } => {
-                self.ends[id] = Some((Kind::Subsample { stride, before, after }, input, None, Act::None));
+                self.ends[id] = Some((Kind::Subsample { stride, before, after }, id, None, Act::None));
             }
-            Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, input, None, Act::None)),
-            op @ (Op::Prune { .. } | Op::Standardise | Op::Concat | Op::AveragePool { .. }) => {
+            &Op::Prune { samples, index } => {
+                if !(samples > 0.0 && samples.is_finite()) {
+                    bail!("node {id}: pruning stands for {samples} draws per value, which must be above 0");
+                }
+                self.fuse(id, id, Kind::Prune { samples, index })?;
+            }
+            Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, id, None, Act::None)),
+            op @ (Op::Standardise | Op::Concat | Op::AveragePool { .. }) => {
                 bail!("node {id}: {op:?} is not implemented by this executor")
             }
             Op::Input | Op::Normalise { .. } => bail!("node {id}: an image is normalised once, at the start"),
@@ -291,17 +308,18 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
         if !lowering.taken[id] {
             lowering.visit(id, weights)?;
         }
-        if let Some((kind, input, residual, act)) = lowering.ends[id].take() {
+        if let Some((kind, first, residual, act)) = lowering.ends[id].take() {
             let value = |node: Id| match values[node] {
                 Some(value) => Ok(value),
                 None => bail!("node {node} is read in an order that cannot be fused"),
             };
             let step = Step {
                 kind,
-                input: value(input)?,
+                input: value(graph.nodes[first].inputs[0])?,
                 residual: residual.map(value).transpose()?,
                 output: steps.len() + 1,
                 act,
+                first,
                 node: id,
             };
             let on_image = step.input == 0 || step.residual == Some(0);
