@@ -59,7 +59,7 @@ inspect: build ## what an artifact holds and where it came from: make inspect A=
 verify: build ## check the digests of every artifact's inputs and weights
 	@find data -name '*.parquet' ! -name '*.timing.parquet' ! -path 'data/record/*' -exec env DATA_ROOT='$(DATA_ROOT)' $(BIN)/inspect --verify {} +
 
-cost: build ## gradient queries, votes and training images of every pipeline at SCALE
+cost: build ## forward and gradient queries, votes and training images of every pipeline at SCALE
 	@$(PLAN) --cost
 
 list: build ## one command per line, in dependency layers: make list P=table1

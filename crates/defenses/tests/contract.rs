@@ -128,11 +128,12 @@ fn nothing_is_computed_of_nothing_and_misfits_are_refused() {
 }
 
 /// Every value that a field of named choices has; those of other fields do not parse.
-const CHOICES: [&str; 10] = [
+const CHOICES: [&str; 11] = [
     "identity",
     "exact",
     "fixed",
     "random",
+    "shared",
     "distinct-values",
     "as-coded",
     "corrected",
@@ -288,6 +289,36 @@ fn a_stack_is_its_children_one_after_another() {
     let as_listed = (0..6).filter(|&i| row(&mixed, i) == row(&out, i)).count();
     let reversed = (0..6).filter(|&i| row(&mixed, i) == row(&other, i)).count();
     assert!(as_listed + reversed == 6 && as_listed > 0 && reversed > 0, "{as_listed} and {reversed}");
+}
+
+#[test]
+fn a_shared_order_is_that_of_all_images_in_any_batch() {
+    let x = images(6, DType::F32);
+    let (turn, noise) = (Rotation { degrees: 60.0 }, GaussianNoise { sigma: 0.5, ..Default::default() });
+    let stack = Stack { of: vec![turn.into(), noise.into()], pick: 0, order: Order::Shared };
+    let [listed, reversed] = [[0, 1], [1, 0]].map(|order| {
+        let of = order.map(|place| (place, stack.of[place].clone()));
+        move |x: &Tensor, keys: &[Key]| {
+            of.iter().fold(x.clone(), |x, (place, spec)| {
+                let keys: Vec<Key> = keys.iter().map(|key| key.at(1 + *place as u64)).collect();
+                spec.build().apply(&x, &keys).unwrap()
+            })
+        }
+    });
+    let mut counts = [0; 2];
+    for draw in 0..40 {
+        // The images of a draw meet the same order, each with noise of its own, whatever stands beside them.
+        let keys: Vec<Key> = (0..6).map(|id| Key::root(61).image(id).at(draw)).collect();
+        let out = values(&stack.apply(&x, &keys).unwrap());
+        let orders = [listed(&x, &keys), reversed(&x, &keys)].map(|x| values(&x) == out);
+        assert!(orders[0] != orders[1], "{orders:?}");
+        counts[usize::from(orders[1])] += 1;
+        let mixed: Vec<Key> =
+            (0..6).map(|id| if id == 3 { keys[3] } else { Key::root(62).image(id).at(draw) }).collect();
+        let out = &out[3 * 60..][..60];
+        assert_eq!(&values(&stack.apply(&x, &mixed).unwrap())[3 * 60..][..60], out);
+    }
+    assert!(counts.iter().all(|&count| count > 8), "{counts:?}"); // p = 2e-4
 }
 
 #[test]

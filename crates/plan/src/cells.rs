@@ -1,13 +1,16 @@
 //! Cells to jobs: what each stage is given, checked against the stages' own parameter types.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use stage::{Epoch, Stage};
 use stage_attack::Attack;
 use stage_finetune::{Finetune, Keep, Training};
-use stage_report::{Cell, RuleName, TheoryTable};
+use stage_report::{Cell, Claim, Protocol, Reading, RuleName, TheoryTable};
 use stage_sample::Sample;
 use stage_theory::Theory;
 
@@ -42,7 +45,7 @@ struct Base {
     #[serde(default)]
     step: Option<u32>,
     #[serde(default)]
-    protocol: Option<Value>,
+    protocol: Protocol,
     #[serde(default)]
     epoch: Option<Value>,
     #[serde(default)]
@@ -113,12 +116,15 @@ pub fn plan(
         analysis: pipeline.analysis.clone(),
         layout: pipeline.layout.clone(),
         cells: Vec::new(),
+        compare: pipeline.compare.clone(),
         paper: pipeline.paper.clone(),
+        notes: pipeline.notes.clone(),
         theory: None,
     };
     match pipeline.kind {
         Kind::Theory => theory(pipeline, params, jobs).map(Ok),
         Kind::Attack => attacks(pipeline, params, sources, options, jobs),
+        Kind::Collection => collection(pipeline, params, sources, options, jobs),
     }
 }
 
@@ -157,7 +163,7 @@ fn attacks(
     let mut missing = None;
     for (at, base) in pipeline.cells() {
         let mut planner = Planner { sources, options, jobs: &mut tried };
-        match planner.cell(&base, &params.layout) {
+        match planner.cell(&base, pipeline) {
             Ok((cell, read)) => {
                 for address in read {
                     if !inputs.contains(&address) {
@@ -179,6 +185,51 @@ fn attacks(
         return Ok(Err(reason));
     }
     *jobs = tried;
+    let protocols: BTreeSet<Protocol> = params.cells.iter().map(|cell| cell.protocol).collect();
+    let changes = protocols.into_iter().filter_map(|protocol| pipeline.readings.note(protocol));
+    params.notes = changes.chain(params.notes).collect();
+    Ok(Ok(Work { params, inputs }))
+}
+
+/// The cells, claims and notes of all parts as one report; it lacks what any of them lacks.
+fn collection(
+    pipeline: &Pipeline,
+    mut params: stage_report::Params,
+    sources: &Sources,
+    options: &Options,
+    jobs: &mut Jobs,
+) -> Result<Result<Work, String>> {
+    let mut tried = jobs.clone();
+    let mut inputs: Vec<String> = Vec::new();
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
+    for part in &pipeline.parts {
+        let label = |at: BTreeMap<String, String>| {
+            at.into_iter().chain([(pipeline.part_axis.clone(), part.label.clone())]).collect()
+        };
+        let work = match plan(&part.pipeline, sources, options, &mut tried)? {
+            Ok(work) => work,
+            Err(reason) => return Ok(Err(format!("its part {}: {reason}", part.pipeline.name))),
+        };
+        params.cells.extend(work.params.cells.into_iter().map(|cell| Cell { at: label(cell.at), ..cell }));
+        params.paper.extend(work.params.paper.into_iter().map(|claim| Claim { at: label(claim.at), ..claim }));
+        for address in work.inputs {
+            if !inputs.contains(&address) {
+                inputs.push(address);
+            }
+        }
+        for note in work.params.notes {
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, parts)) => parts.push(&part.label),
+                None => notes.push((note, vec![&part.label])),
+            }
+        }
+    }
+    *jobs = tried;
+    // What all parts say need not name them.
+    params.notes.extend(notes.into_iter().map(|(note, parts)| match parts.len() {
+        all if all == pipeline.parts.len() => note,
+        _ => format!("{}: {note}", parts.join(", ")),
+    }));
     Ok(Ok(Work { params, inputs }))
 }
 
@@ -240,14 +291,14 @@ impl Network {
 
 impl Planner<'_> {
     /// One cell's jobs; the cell as the report sees it, and the addresses the report reads.
-    fn cell(&mut self, base: &Table, layout: &stage_report::Layout) -> Result<(Cell, Vec<String>), Trouble> {
+    fn cell(&mut self, base: &Table, pipeline: &Pipeline) -> Result<(Cell, Vec<String>), Trouble> {
         let base: Base = read(Value::Object(base.clone()))?;
+        let reading = pipeline.readings.of(base.protocol);
         let images = self.sample("sample", &base.sample)?;
         let network = self.network(&base)?;
         let mut params = json!({"defense": base.defense, "attack": base.attack, "goal": base.goal});
         let optional = [
             ("votes", base.votes.map(Value::Object)),
-            ("protocol", base.protocol),
             ("epoch", base.epoch),
             ("seed", base.seed),
             ("limit", base.limit),
@@ -263,7 +314,7 @@ impl Planner<'_> {
         typed.defense.check().map_err(|reason| format!("defense: {reason}"))?;
         typed.attack.check().map_err(|reason| format!("attack: {reason}"))?;
         network.keeps(typed.epoch).map_err(|reason| format!("epoch: {reason}"))?;
-        check(&typed, &network.model, layout)?;
+        check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
 
         let inputs = [images.address, network.address.clone()];
@@ -284,7 +335,8 @@ impl Planner<'_> {
         parameters.insert("finetuned".to_owned(), Value::Bool(base.finetuned));
         let cell = Cell {
             at: BTreeMap::new(),
-            protocol: params["protocol"].as_str().unwrap_or_default().to_owned(),
+            protocol: base.protocol,
+            reading,
             parameters,
             attack: folder(&attack),
             step: base.step,
@@ -427,6 +479,8 @@ impl Planner<'_> {
         let (typed, params): (stage_finetune::Params, Value) = typed(params).map_err(named)?;
         typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
+        let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
+        cost.gradient_queries = cost.training_images * adversarial.map_or(0, |attack| attack.cost().backward);
         let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let address = self.jobs.add(Wanted {
             stage: Finetune::NAME,
@@ -489,18 +543,24 @@ fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
 }
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.
-fn check(attack: &stage_attack::Params, model: &nets::Spec, layout: &stage_report::Layout) -> Result<(), String> {
+fn check(attack: &stage_attack::Params, model: &nets::Spec, reading: &Reading) -> Result<(), String> {
     if let Some(class) = attack.goal.target()
         && class as usize >= model.classes()
     {
         return Err(format!("goal.class: the network knows the classes 0 to {}, not {class}", model.classes() - 1));
     }
-    for rule in std::iter::once(&layout.rule).chain(&layout.more_rules) {
+    for rule in std::iter::once(&reading.rule).chain(&reading.more_rules) {
         if let Some(n) = rule.n.filter(|n| *n == 0 || *n > attack.votes.draws) {
             return Err(format!("votes.draws: the report's rule asks for {n} votes of {}", attack.votes.draws));
         }
-        if rule.name == RuleName::MeanLogits && !attack.keep_logits {
-            return Err("keep_logits: the report's rule `mean-logits` needs it to be true".to_owned());
+        if matches!(rule.name, RuleName::MeanLogits | RuleName::MeanSoftmax) {
+            let name = rule.name.name();
+            if !attack.keep_logits {
+                return Err(format!("keep_logits: the report's rule `{name}` needs it to be true"));
+            }
+            if rule.n.is_some() {
+                return Err(format!("the report's rule `{name}` takes all draws; leave out its n"));
+            }
         }
     }
     Ok(())
@@ -522,6 +582,7 @@ fn cost(params: &stage_attack::Params, images: Option<u64>) -> Cost {
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
     Cost {
+        forward_queries: images * attack.cost().forward,
         gradient_queries: images * attack.cost().backward,
         votes: images * rounds * u64::from(params.votes.draws),
         ..Cost::default()

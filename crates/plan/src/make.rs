@@ -150,17 +150,16 @@ pub fn list(plan: &Plan, name: &str, options: &Options) -> Result<String> {
 #[must_use]
 pub fn costs(plan: &Plan) -> String {
     let mut text = format!(
-        "{:<20} {:>6} {:>20} {:>20} {:>20}\n",
-        "pipeline", "jobs", "gradient queries", "votes, at most", "training images"
+        "{:<20} {:>6} {:>20} {:>20} {:>20} {:>20}\n",
+        "pipeline", "jobs", "forward queries", "gradient queries", "votes, at most", "training images"
     );
     let mut row = |name: &str, jobs: &[&Job]| {
         let mut cost = Cost::default();
         jobs.iter().for_each(|job| cost += job.cost);
         let note = if cost.unknown == 0 { String::new() } else { format!("  + {} jobs of unknown size", cost.unknown) };
-        let numbers = [cost.gradient_queries, cost.votes, cost.training_images].map(grouped);
-        let [gradients, votes, training] = numbers;
-        writeln!(text, "{name:<20} {:>6} {gradients:>20} {votes:>20} {training:>20}{note}", jobs.len())
-            .expect("a string takes all");
+        let numbers = [cost.forward_queries, cost.gradient_queries, cost.votes, cost.training_images];
+        let numbers: String = numbers.iter().map(|&number| format!(" {:>20}", grouped(number))).collect();
+        writeln!(text, "{name:<20} {:>6}{numbers}{note}", jobs.len()).expect("a string takes all");
     };
     for report in &plan.reports {
         match &report.work {

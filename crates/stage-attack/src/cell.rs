@@ -5,12 +5,13 @@ use std::time::Instant;
 use artifact::AttackRow;
 use attacks::{Guides, Snapshot, Victim};
 use candle_core::{Device, Tensor};
-use game::{Classifier, Key, Norm, Phase};
+use game::{Key, Norm, Phase};
 use stage::{Context, Invalid, Progress, images::Images};
+use trained::Trained;
 
 use crate::{
     Params, Stop, Votes,
-    network::Metered,
+    metered::Metered,
     votes::{Ballot, Poll},
 };
 
@@ -21,7 +22,7 @@ const SLACK: f64 = 1e-6;
 pub(crate) struct Cell<'a> {
     pub params: &'a Params,
     pub ctx: &'a Context,
-    pub network: &'a dyn Classifier,
+    pub trained: &'a Trained,
     /// The first image of each class of the whole sample, for attacks that imitate other images.
     pub guides: Option<&'a Images>,
 }
@@ -37,6 +38,11 @@ impl Cell<'_> {
     /// Whether this is the attack that changes nothing: the one that also records the votes before.
     fn is_control(&self) -> bool {
         self.params.attack.build().ball().is_none()
+    }
+
+    /// Whether all draws of an image are alike.
+    fn is_certain(&self) -> bool {
+        self.params.defense.name() == "none" && !self.trained.is_stochastic
     }
 
     /// How votes are taken: in full where their logits are averaged.
@@ -98,8 +104,8 @@ impl Cell<'_> {
 
     /// The rows of some images, image after image.
     pub fn attack(&self, images: &Images, batch: usize, progress: &Progress) -> anyhow::Result<Vec<AttackRow>> {
-        let metered = Metered { network: self.network, progress };
-        let victim = Victim { net: self.network, defense: self.params.defense.build(), batch };
+        let metered = Metered { network: self.trained.network.as_ref(), progress };
+        let victim = Victim { net: self.trained.network.as_ref(), defense: self.params.defense.build(), batch };
         let chunk = Chunk { cell: self, images, x: tensor(images)?, victim };
         let snapshots = chunk.snapshots(&Victim { net: &metered, ..victim })?;
         let before = snapshots.iter().filter(|_| self.is_control()).map(|snapshot| (Phase::Before, snapshot));
@@ -146,8 +152,7 @@ impl Chunk<'_> {
         if phase == Phase::After {
             keys.iter_mut().for_each(|key| *key = key.at(snapshot.step as u64));
         }
-        let alike = self.cell.params.defense.name() == "none";
-        let poll = Poll { victim: self.victim, votes: self.cell.votes(), alike };
+        let poll = Poll { victim: self.victim, votes: self.cell.votes(), alike: self.cell.is_certain() };
         let (ballots, evaluations) = poll.cast(&snapshot.x, &keys)?;
         self.cell.ctx.time("votes", evaluations, start.elapsed().as_secs_f64());
         ballots.into_iter().enumerate().map(|(i, ballot)| self.row(i, phase, snapshot, ballot)).collect()
@@ -156,7 +161,7 @@ impl Chunk<'_> {
     /// The key of every image in a phase.
     fn keys(&self, phase: Phase) -> Vec<Key> {
         let key = Key::root(self.cell.params.seed).phase(phase);
-        self.images.ids.iter().map(|&id| key.at(u64::from(id))).collect()
+        self.images.ids.iter().map(|&id| key.image(u64::from(id))).collect()
     }
 
     fn row(&self, i: usize, phase: Phase, snapshot: &Snapshot, ballot: Ballot) -> anyhow::Result<AttackRow> {
@@ -173,7 +178,9 @@ impl Chunk<'_> {
             phase: if phase == Phase::Before { "before" } else { "after" }.to_owned(),
             step: snapshot.step as u32,
             votes: ballot.votes,
+            flags: None,
             mean_logits: params.keep_logits.then_some(ballot.mean_logits),
+            mean_probabilities: params.keep_logits.then_some(ballot.mean_probabilities),
             loss: snapshot.loss[i],
             linf: distance.linf,
             l2: distance.l2,

@@ -4,23 +4,20 @@
 //! the images beside it in a batch nor the shard that holds it matter.
 
 mod cell;
-mod network;
+mod metered;
 mod params;
 mod votes;
 
-use artifact::{AttackRow, FinetuneRow, Reader, Row as _, SampleRow, Shard, Writer};
-use serde_json::Value;
+use artifact::{AttackRow, Reader, Row as _, SampleRow, Shard, Writer};
 use stage::{
-    Context, Stage, Table, Unfit, Usage,
+    Context, Stage, Unfit, Usage,
     images::{self, Images},
 };
+use trained::Trained;
 
-pub use params::{Goal, Params, Protocol, Stop, Votes};
+pub use params::{Goal, Params, Stop, Votes};
 
 use crate::cell::Cell;
-
-/// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
-const PIXELS: usize = 400_000;
 
 /// The stage.
 #[derive(Debug)]
@@ -35,17 +32,17 @@ impl Stage for Attack {
 
     fn run(params: &Params, ctx: &Context, out: &mut Writer<AttackRow>) -> anyhow::Result<()> {
         params.check().map_err(Usage)?;
-        let (network, table) = network::open(params.epoch, ctx)?;
+        let trained = Trained::open(params.epoch, params.inside.as_ref(), ctx)?;
         // The first image tells the size, and with it how many make a batch.
         let Some(first) = images::chunks(ctx, ctx.shard, params.limit, 1)?.next().transpose()? else {
             ctx.announce("no image of the sample belongs to this part");
             return Ok(());
         };
-        fits(params, &first, network.classes(), &table)?;
-        let batch = (PIXELS / (first.height * first.width).max(1)).clamp(4, 128);
+        fits(params, &trained, &first)?;
+        let batch = trained::batch(&first);
         let images = count(ctx, params.limit)?;
         let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
-        let cell = Cell { params, ctx, network: network.as_ref(), guides: guides.as_ref() };
+        let cell = Cell { params, ctx, trained: &trained, guides: guides.as_ref() };
         cell.announce(images);
         let progress = ctx.progress(cell.evaluations(images), "evaluations");
         for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
@@ -85,20 +82,11 @@ fn count(ctx: &Context, limit: Option<u32>) -> anyhow::Result<u64> {
     Ok((rows + u64::from(count - 1 - index)) / u64::from(count))
 }
 
-/// Fails where labels or the target are no classes of the network; warns where their names differ.
-fn fits(params: &Params, images: &Images, classes: usize, table: &Table<FinetuneRow>) -> anyhow::Result<()> {
-    let name = table.parts[0].path.display();
+/// Fails where labels or the target are no classes of the network.
+fn fits(params: &Params, trained: &Trained, images: &Images) -> anyhow::Result<()> {
+    let classes = trained.network.classes();
     if let Some(class) = params.goal.target().filter(|&class| class as usize >= classes) {
         return Err(Usage(format!("goal.class: the network has classes 0 to {}, and no {class}", classes - 1)).into());
     }
-    if images.classes.len() > classes {
-        let text = format!("{name}: a network of {classes} classes cannot be attacked on {}", images.classes.len());
-        return Err(Unfit(format!("{text}; name a sample of its classes")).into());
-    }
-    let trained: Option<Vec<String>> =
-        table.provenance().facts.get("classes").cloned().and_then(|names: Value| serde_json::from_value(names).ok());
-    if trained.is_some_and(|trained| trained != images.classes) {
-        tracing::warn!("{name}: trained on classes of other names than the sample's");
-    }
-    Ok(())
+    Ok(trained.fits(images)?)
 }

@@ -7,12 +7,12 @@ use stage::Epoch;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Whose rules the cell follows; recorded with every result.
-    #[serde(default)]
-    pub protocol: Protocol,
     /// Which epoch of the network.
     #[serde(default)]
     pub epoch: Epoch,
+    /// Randomness inside the network, put there after training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<nets::Inside>,
     /// The defense between the pixels and the network.
     pub defense: defenses::Spec,
     /// The attack.
@@ -22,8 +22,8 @@ pub struct Params {
     /// How the defended network is asked for its opinion.
     #[serde(default)]
     pub votes: Votes,
-    /// Whether the mean logits of every vote are stored; then no vote stops early, for a mean over draws that ended at
-    /// a majority would be biased.
+    /// Whether the mean logits and the mean probabilities of every vote are stored; then no vote stops early, for a mean
+    /// over draws that ended at a majority would be biased.
     #[serde(default)]
     pub keep_logits: bool,
     /// Whether the perturbations are stored.
@@ -35,19 +35,6 @@ pub struct Params {
     /// Names the run's random numbers.
     #[serde(default)]
     pub seed: u64,
-}
-
-/// Whose rules a cell follows where the paper's text, its code and good practice differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// The paper's text.
-    PaperText,
-    /// The authors' released code, with its departures from the text.
-    AuthorsCode,
-    /// What the text means, with known faults of both mended.
-    #[default]
-    Corrected,
 }
 
 /// What the adversary wants of every image.
@@ -116,6 +103,7 @@ impl Params {
     /// # Errors
     /// With a sentence that names the parameter and the mend.
     pub fn check(&self) -> Result<(), String> {
+        self.inside.as_ref().map_or(Ok(()), nets::Inside::check).map_err(|fault| format!("inside: {fault}"))?;
         self.defense.check().map_err(|fault| format!("defense: {fault}"))?;
         self.attack.check().map_err(|fault| format!("attack: {fault}"))?;
         if self.votes.draws == 0 {

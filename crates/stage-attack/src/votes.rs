@@ -17,6 +17,8 @@ pub(crate) struct Ballot {
     pub votes: Vec<u16>,
     /// Mean of the drawn logits.
     pub mean_logits: Vec<f32>,
+    /// Mean of the drawn probabilities.
+    pub mean_probabilities: Vec<f32>,
 }
 
 /// A defended network, and how it is asked.
@@ -32,7 +34,8 @@ pub(crate) struct Poll<'a> {
 struct Count {
     votes: Vec<u16>,
     tally: Tally,
-    sum: Vec<f64>,
+    logits: Vec<f64>,
+    probabilities: Vec<f64>,
     settled: bool,
 }
 
@@ -47,7 +50,8 @@ impl Poll<'_> {
         let new = || Count {
             votes: Vec::new(),
             tally: Tally::new(classes, self.votes.draws),
-            sum: vec![0.0; classes],
+            logits: vec![0.0; classes],
+            probabilities: vec![0.0; classes],
             settled: false,
         };
         let mut counts: Vec<Count> = keys.iter().map(|_| new()).collect();
@@ -99,7 +103,8 @@ impl Count {
         let class = (1..logits.len()).fold(0, |best, class| if logits[class] > logits[best] { class } else { best });
         self.votes.push(class as u16);
         self.tally.push(class as u16);
-        self.sum.iter_mut().zip(logits).for_each(|(sum, &logit)| *sum += f64::from(logit));
+        self.logits.iter_mut().zip(logits).for_each(|(sum, &logit)| *sum += f64::from(logit));
+        self.probabilities.iter_mut().zip(softmax(logits, class)).for_each(|(sum, p)| *sum += p);
         self.settled = self.tally.remaining() == 0 || stop == Stop::Majority && self.tally.decided().is_some();
         Ok(())
     }
@@ -119,8 +124,16 @@ impl Count {
 
     fn ballot(self) -> Ballot {
         let draws = self.votes.len().max(1) as f64;
-        Ballot { mean_logits: self.sum.iter().map(|sum| (sum / draws) as f32).collect(), votes: self.votes }
+        let mean = |sums: Vec<f64>| sums.into_iter().map(|sum| (sum / draws) as f32).collect();
+        Ballot { votes: self.votes, mean_logits: mean(self.logits), mean_probabilities: mean(self.probabilities) }
     }
+}
+
+/// Probabilities of finite logits, of which that of `class` is the largest.
+fn softmax(logits: &[f32], class: usize) -> impl Iterator<Item = f64> {
+    let odds = move |&logit: &f32| (f64::from(logit) - f64::from(logits[class])).exp();
+    let sum: f64 = logits.iter().map(odds).sum();
+    logits.iter().map(move |logit| odds(logit) / sum)
 }
 
 #[cfg(test)]
@@ -211,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn mean_logits_average_the_draws_there_are() {
+    fn means_are_over_the_draws_there_are() {
         let (ballots, _) = cast(2, 9, Stop::Never, 4, 1);
         let drawn: Vec<f64> = (0..9).map(|d| f64::from(Key::root(4).at(0).at(d).at(0).unit() as f32)).collect();
         let mean = |class: usize| {
@@ -220,6 +233,13 @@ mod tests {
         };
         for class in 0..2 {
             assert!((f64::from(ballots[0].mean_logits[class]) - mean(class)).abs() < 1e-6);
+        }
+        // One logit is 1 + u, the other 0.
+        let won = |u: &f64| 1.0 / (1.0 + (-1.0 - u).exp());
+        let first =
+            drawn.iter().map(|u| if (u * u * 2.0) as usize == 0 { won(u) } else { 1.0 - won(u) }).sum::<f64>() / 9.0;
+        for (found, expected) in ballots[0].mean_probabilities.iter().zip([first, 1.0 - first]) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6);
         }
     }
 

@@ -87,7 +87,7 @@ fn store(table: &Path, network: &Weights, sha256: Option<String>) {
 
 fn pgd(steps: &[u32]) -> Value {
     json!({
-        "protocol": "corrected", "epoch": "last", "seed": 1,
+        "epoch": "last", "seed": 1,
         "defense": {"name": "gaussian-noise", "sigma": 0.25},
         "attack": {"name": "pgd", "norm": "linf", "eps": "8/255", "step_size": "2/255", "steps": steps, "eot": {"draws": 2}},
         "goal": {"name": "untargeted"},
@@ -131,7 +131,8 @@ fn rows_say_what_was_done_to_every_image_at_every_step() {
         assert!(row.l2 >= row.linf && row.l2 <= row.linf * 768f64.sqrt());
         assert!((11..=21).contains(&row.votes.len()));
         assert!(row.loss.is_some_and(f64::is_finite) && row.zero_gradient.is_some() && row.non_finite == 0);
-        assert!(row.mean_logits.is_none() && row.delta.is_none());
+        assert!(row.mean_logits.is_none() && row.mean_probabilities.is_none() && row.delta.is_none());
+        assert!(row.flags.is_none());
     }
     let timing = artifact::read::<artifact::TimingRow>(&bench.out("a").with_extension("timing.parquet")).unwrap().1;
     let count = |work: &str| timing.iter().find(|row| row.work == work).map(|row| row.count);
@@ -153,6 +154,29 @@ fn parts_threads_and_snapshots_change_no_bit() {
     // A shorter run is the beginning of a longer one.
     let short = bench.attack("short", &with(params, "/attack/steps", json!([1])), &[]);
     same(&short, &whole.into_iter().filter(|row| row.step == 1).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_shared_order_is_shared_by_images_parts_and_batches_but_not_by_draws() {
+    let bench = Bench::new();
+    // Whichever comes last decides what the network sees: white or black.
+    let all = |noise: &str| json!({"name": "noise-injection", "types": [noise], "amount": 1.0});
+    let with_order = |order: &str| {
+        let stack = json!({"name": "stack", "of": [all("salt"), all("pepper")], "order": order});
+        with(with(none(), "/defense", stack), "/votes/stop", json!("never"))
+    };
+    let whole = bench.attack("shared", &with_order("shared"), &[]);
+    let part = bench.attack("part", &with_order("shared"), &["--shard", "1/3"]);
+    for phase in ["before", "after"] {
+        let votes = |rows: &[AttackRow]| -> Vec<Vec<u16>> {
+            rows.iter().filter(|row| row.phase == phase).map(|row| row.votes.clone()).collect()
+        };
+        let (whole, part) = (votes(&whole), votes(&part));
+        assert!(whole[0].iter().any(|&class| class != whole[0][0]), "{:?}", whole[0]);
+        assert!(whole.iter().chain(&part).all(|votes| *votes == whole[0]), "{whole:?} {part:?}");
+    }
+    let own = bench.attack("random", &with_order("random"), &[]);
+    assert!(own.iter().any(|row| row.votes != own[0].votes));
 }
 
 #[test]
@@ -195,12 +219,23 @@ fn the_control_votes_before_and_after_with_fresh_draws_and_moves_nothing() {
 
 #[test]
 fn votes_are_those_of_the_documented_keys_on_an_independent_executor() {
-    let bench = Bench::new();
     let params = with(with(none(), "/keep_logits", json!(true)), "/limit", json!(4));
-    let rows = bench.attack("a", &params, &[]);
+    documented(&params);
+    let undefended = with(params, "/defense", json!({"name": "none"}));
+    let rows = documented(&with(undefended, "/inside", json!({"name": "activation-pruning", "samples": 0.2})));
+    let differ = |row: &AttackRow| row.votes.iter().any(|class| *class != row.votes[0]);
+    assert!(rows.iter().any(differ), "pruning is drawn anew for every vote");
+}
+
+/// Checks the votes of the attack `none`.
+fn documented(params: &Value) -> Vec<AttackRow> {
+    let bench = Bench::new();
+    let rows = bench.attack("a", params, &[]);
     assert_eq!(rows.len(), 8);
     let spec: nets::Spec = serde_json::from_value(model()).unwrap();
-    let network = Network::new(&spec.graph().unwrap(), &network_weights(), &Device::Cpu).unwrap();
+    let inside: Option<nets::Inside> = serde_json::from_value(params["inside"].clone()).unwrap();
+    let graph = inside.map_or(spec.graph().unwrap(), |inside| inside.apply(&spec.graph().unwrap()));
+    let network = Network::new(&graph, &network_weights(), &Device::Cpu).unwrap();
     let defense: defenses::Spec = serde_json::from_value(params["defense"].clone()).unwrap();
     let pictures: Vec<artifact::SampleRow> = support::rows(&bench.sample);
     for (i, row) in rows.iter().enumerate() {
@@ -211,7 +246,7 @@ fn votes_are_those_of_the_documented_keys_on_an_independent_executor() {
             "before" => Key::root(1).phase(Phase::Before).at(row.id.into()),
             _ => Key::root(1).phase(Phase::After).at(row.id.into()).at(0),
         };
-        let mut sum = [0.0; 3];
+        let (mut sum, mut probabilities) = ([0.0; 3], [0.0; 3]);
         for (draw, &class) in row.votes.iter().enumerate() {
             let key = image.at(draw as u64);
             let defended = defense.build().apply(&x, &[key.at(0)]).unwrap();
@@ -219,12 +254,18 @@ fn votes_are_those_of_the_documented_keys_on_an_independent_executor() {
             let most = logits.iter().copied().fold(f32::MIN, f32::max);
             assert!(most - logits[usize::from(class)] < 1e-4, "{logits:?} is class {class}");
             sum.iter_mut().zip(&logits).for_each(|(sum, logit)| *sum += f64::from(*logit));
+            let odds = [0, 1, 2].map(|class| f64::from(logits[class]).exp());
+            probabilities.iter_mut().zip(odds).for_each(|(sum, odd)| *sum += odd / odds.iter().sum::<f64>());
         }
         assert_eq!(row.votes.len(), 21, "logits are averaged over all draws");
         for (sum, mean) in sum.iter().zip(row.mean_logits.as_ref().unwrap()) {
             assert!((sum / 21.0 - f64::from(*mean)).abs() < 1e-4 * (1.0 + sum.abs()));
         }
+        for (sum, mean) in probabilities.iter().zip(row.mean_probabilities.as_ref().unwrap()) {
+            assert!((sum / 21.0 - f64::from(*mean)).abs() < 1e-4);
+        }
     }
+    rows
 }
 
 #[test]
@@ -286,8 +327,10 @@ fn bad_input_gives_one_line_and_the_right_code() {
     refuse("/goal", json!({"name": "targetted", "class": 3}), &["goal", "targetted", "targeted"]);
     refuse("/attack", json!({"name": "pdg"}), &["attack", "pdg", "pgd"]);
     refuse("/defense", json!({"name": "gaussian-noise", "sigma": -1}), &["defense", "sigma"]);
-    refuse("/protocol", json!("paper"), &["protocol", "paper-text", "authors-code"]);
+    refuse("/protocol", json!("paper-text"), &["unknown field `protocol`"]);
     refuse("/vote", json!({}), &["vote"]);
+    refuse("/inside", json!({"name": "activation-pruning", "samples": 0}), &["inside", "samples"]);
+    refuse("/inside", json!({"name": "pruning"}), &["inside", "activation-pruning"]);
     failed(&attempt(&pgd(&[1]), &[sample]), 3, &["finetune", "name one"]);
     failed(&attempt(&pgd(&[1]), &[network]), 3, &["sample"]);
     failed(&attempt(&pgd(&[1]), &[network, sample, Path::new("no.parquet")]), 3, &["no.parquet"]);

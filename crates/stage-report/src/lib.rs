@@ -3,6 +3,7 @@
 //! Attack tables hold every draw of every image. Here they are joined with their companions, reduced by the rules of
 //! the layout, counted, and laid out; a theory table is laid out as it is.
 
+mod compare;
 mod data;
 mod decide;
 mod document;
@@ -19,7 +20,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use artifact::{ReportRow, TheoryRow, Writer, write_atomic};
-pub use params::{Cell, Claim, Layout, Params, Quantity, Rule, RuleName, TheoryTable};
+pub use params::{
+    Cell, Claim, Comparison, Layout, Params, Protocol, QUERIES, Quantity, Reading, Rule, RuleName, TheoryTable,
+};
 pub use splice::splice;
 use stage::{Context, Stage, Unfit};
 
@@ -29,7 +32,7 @@ pub struct Report;
 
 impl Stage for Report {
     const NAME: &'static str = "report";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const ABOUT: &'static str = "Tables from artifacts: Markdown, CSV, JSON and LaTeX beside the tidy Parquet";
     type Params = Params;
     type Row = ReportRow;
@@ -73,7 +76,7 @@ impl Files {
         let lines = line::lines(params, &data::Store::read(ctx)?)?;
         let document = document::Document::new(params, &lines)?;
         Ok(Self {
-            rows: lines.iter().map(|line| line.row(params)).collect(),
+            rows: document.rows(),
             markdown: document.markdown(&ctx.inputs),
             latex: document.latex(),
             table: document.table(),
@@ -114,7 +117,9 @@ mod tests {
             phase: phase.to_owned(),
             step: 0,
             votes: votes.to_vec(),
+            flags: None,
             mean_logits: None,
+            mean_probabilities: None,
             loss: None,
             linf: 0.0,
             l2: 0.0,

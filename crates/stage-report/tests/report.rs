@@ -51,7 +51,9 @@ fn votes(id: u32, phase: &str, step: u32, target: Option<u32>, right: u16) -> At
         phase: phase.to_owned(),
         step,
         votes: (0..3).map(|draw| if draw < right { 1 } else { 9 }).collect(),
+        flags: None,
         mean_logits: None,
+        mean_probabilities: None,
         loss: None,
         linf: 0.0,
         l2: 0.0,
@@ -100,15 +102,16 @@ fn made_up(name: &str) -> (Params, Context) {
             cells.push(json!({
                 "at": {"goal": goal, "attack": "pgd-50_eot-1", "step_size": size},
                 "parameters": {"attack.name": "pgd", "attack.step_size": size, "attack.eot": 1, "seed": 0},
-                "protocol": "corrected", "attack": pgd, "none": folder("none"), "noise": folder("noise"),
+                "protocol": "corrected",
+                "reading": {"more_rules": [{"name": "all"}, {"name": "majority", "n": 1}]},
+                "attack": pgd, "none": folder("none"), "noise": folder("noise"),
                 "finetune": "finetune/x",
             }));
         }
     }
     let params = json!({
         "pipeline": "made-up", "scale": "demo", "title": "Made-up rows", "analysis": "Eight images, three votes.\n",
-        "layout": {"rows": ["attack"], "columns": ["goal"], "best_over": ["step_size"],
-                   "more_rules": [{"name": "all"}, {"name": "majority", "n": 1}]},
+        "layout": {"rows": ["attack"], "columns": ["goal"], "best_over": ["step_size"]},
         "cells": cells,
         "paper": [{"at": {"goal": "targeted"}, "value": 0.99, "note": "table 1"},
                   {"at": {"goal": "elsewhere"}, "value": 1.0}],
@@ -268,7 +271,7 @@ fn rules_the_votes_do_not_support_are_refused() {
     let parameters = parameters("pgd", false);
     ctx.inputs.extend(write(folder, &parameters, &[(0..IMAGES).map(stopped).collect()]));
     assert!(error(&params, &ctx).contains("image 0: its vote stopped early after 2 draws"));
-    params.layout.more_rules.clear();
+    params.cells.iter_mut().for_each(|cell| cell.reading.more_rules.clear());
     stage::run::<Report>(&params, &ctx).unwrap();
     let at = json!({"goal": "untargeted", "attack.step_size": "1/255", "selection": null});
     assert_eq!(counts(&rows(&ctx), "attack_success_rate", &at), (7, 7));
@@ -280,7 +283,8 @@ fn one_rule_under_two_names_is_counted_once() {
     let (mut params, ctx) = made_up("twice");
     stage::run::<Report>(&params, &ctx).unwrap();
     let once = rows(&ctx).len();
-    params.layout.more_rules.push(serde_json::from_value(json!({"name": "majority", "n": 3})).unwrap());
+    let again: stage_report::Rule = serde_json::from_value(json!({"name": "majority", "n": 3})).unwrap();
+    params.cells.iter_mut().for_each(|cell| cell.reading.more_rules.push(again.clone()));
     stage::run::<Report>(&params, &ctx).unwrap();
     assert_eq!(rows(&ctx).len(), once);
 }

@@ -5,7 +5,11 @@ use std::ops::Range;
 use simd::{Isa, view::split, winograd};
 
 use super::{Back, Convolution, Form, Layer, Memory, Norm, PARTS, Plane, Program, Target, Work, top};
-use crate::{Conv, Id, Op, ops::Statistics, steps::Step};
+use crate::{
+    Conv, Id, Op,
+    ops::{Activation, Statistics},
+    steps::Step,
+};
 
 /// The layers so far, and the shapes of their outputs.
 struct Builder {
@@ -83,6 +87,9 @@ impl Builder {
     }
 
     fn layer(&mut self, step: &Step) -> Option<()> {
+        if let Activation::LeakyRelu { .. } = step.activation {
+            return None;
+        }
         let input = step.inputs[0];
         let from = self.planes[input];
         // A shape that does not fit is left to the reference, which says what is wrong.

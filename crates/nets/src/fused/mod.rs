@@ -762,5 +762,6 @@ fn top(activation: Activation) -> Option<f32> {
         Activation::None => None,
         Activation::Relu => Some(f32::INFINITY),
         Activation::Relu6 => Some(6.0),
+        Activation::LeakyRelu { .. } => None,
     }
 }

@@ -11,13 +11,15 @@ mod norm;
 mod plain;
 mod pointwise;
 mod pool;
+mod volume;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
 pub use conv::{Frozen, Window, conv2d, linear};
 pub use norm::{Statistics, batch_norm};
 pub use pointwise::{Activation, Affine, activate, add};
-pub use pool::{global_average_pool, max_pool, subsample};
+pub use pool::{average_pool, global_average_pool, max_pool, subsample};
+pub use volume::{keep_largest, prune, standardise};
 
 /// The number types of networks: f32 and f64.
 pub trait Element: WithDType + num_traits::Float {

@@ -35,9 +35,14 @@ pub fn provenance(stage: &str, facts: Value) -> Provenance {
 /// Writes a sample of noisy images whose class is the strongest colour; ids are not positions.
 pub fn sample(path: &Path, images: u32) -> PathBuf {
     let rows: Vec<SampleRow> = (0..images).map(|i| image(100 + 7 * i, i % 3)).collect();
-    let facts = json!({"classes": CLASSES, "height": SIDE, "width": SIDE});
+    write(path, &rows, &CLASSES, SIDE)
+}
+
+/// Writes a sample of square images.
+pub fn write(path: &Path, rows: &[SampleRow], classes: &[&str], side: u32) -> PathBuf {
+    let facts = json!({"classes": classes, "height": side, "width": side});
     let mut writer = Writer::<SampleRow>::create(path, provenance("sample", facts)).unwrap();
-    writer.push(&rows).unwrap();
+    writer.push(rows).unwrap();
     writer.finish().unwrap();
     path.to_owned()
 }
@@ -49,7 +54,12 @@ fn image(id: u32, label: u32) -> SampleRow {
         let bright = if i as u32 % 3 == label { 60.0 } else { 0.0 };
         (bright + 150.0 * noise) as u8
     });
-    let image = image::RgbImage::from_vec(SIDE, SIDE, pixels.collect()).unwrap();
+    row(id, label, pixels.collect(), SIDE)
+}
+
+/// A square image of packed 8-bit RGB.
+pub fn row(id: u32, label: u32, pixels: Vec<u8>, side: u32) -> SampleRow {
+    let image = image::RgbImage::from_vec(side, side, pixels).unwrap();
     let mut png = Cursor::new(Vec::new());
     image.write_to(&mut png, image::ImageFormat::Png).unwrap();
     SampleRow { id, png: png.into_inner(), path: format!("{id}"), label }
