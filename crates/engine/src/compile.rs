@@ -40,6 +40,7 @@ pub(crate) enum Work {
     Subsample { stride: usize, before: usize },
     GlobalPool,
     Prune { samples: f64, index: u64, record: Record },
+    Concat,
     Identity,
 }
 
@@ -51,10 +52,20 @@ pub(crate) struct Record {
     pub sum: usize,
 }
 
+/// Where in an image's state is what standardisation leaves for the backward pass: the standardised image, and one over
+/// what it was divided by.
+#[derive(Clone, Copy)]
+pub(crate) struct Standard {
+    pub values: usize,
+    pub inverse: usize,
+}
+
 /// A fused step, ready to run.
 pub(crate) struct Stage {
     pub work: Work,
     pub input: usize,
+    /// More inputs, of a concatenation.
+    pub others: Vec<usize>,
     pub residual: Option<usize>,
     pub output: usize,
 }
@@ -65,6 +76,8 @@ pub(crate) struct Compiled {
     pub channels: usize,
     pub mean: Vec<f32>,
     pub inverse_std: Vec<f32>,
+    /// If images are standardised.
+    pub standard: Option<Standard>,
     pub classes: usize,
     pub values: Vec<Value>,
     pub stages: Vec<Stage>,
@@ -113,8 +126,8 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
                 let p = f.padding;
                 [
                     f.outputs,
-                    output_size(h, p.top + p.bottom, f.kernel, f.stride)?,
-                    output_size(w, p.left + p.right, f.kernel, f.stride)?,
+                    output_size(h, p.top + p.bottom, f.kernel[0], f.stride)?,
+                    output_size(w, p.left + p.right, f.kernel[1], f.stride)?,
                 ]
             }
             &Kind::MaxPool { kernel, stride, padding } => {
@@ -125,6 +138,13 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
             }
             &Kind::Subsample { stride, before, after } => [before + c + after, h.div_ceil(stride), w.div_ceil(stride)],
             Kind::GlobalPool => [c, 1, 1],
+            Kind::Concat => {
+                let parts = || step.inputs().map(|value| shapes[value]);
+                if let Some([_, rows, columns]) = parts().find(|shape| shape[1..] != [h, w]) {
+                    bail!("node {}: images of {rows} by {columns} pixels beside such of {h} by {w}", step.first);
+                }
+                [parts().map(|shape| shape[0]).sum(), h, w]
+            }
             Kind::Prune { .. } | Kind::Identity => [c, h, w],
         };
         if let Some(residual) = step.residual
@@ -228,9 +248,12 @@ impl Compiler<'_> {
             0 => self.planes(step.output),
             _ => self.layouts[step.output],
         };
-        let std = &self.network.std;
         let backward = backward.into_iter().map(|draft| match step.input {
-            0 => self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x) / std[i]),
+            // Where images are standardised too, that is left for afterwards.
+            0 if !self.network.standardise => {
+                let std = &self.network.std;
+                self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x) / std[i])
+            }
             _ => self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x)),
         });
         let mut bias = Floats::zeros(self.layouts[step.output].channels);
@@ -251,6 +274,7 @@ impl Compiler<'_> {
                 (&Kind::Subsample { stride, before, .. }, _) => Work::Subsample { stride, before },
                 (Kind::GlobalPool, _) => Work::GlobalPool,
                 (&Kind::Prune { samples, index }, _) => Work::Prune { samples, index, record: state.records[stage] },
+                (Kind::Concat, _) => Work::Concat,
                 _ => Work::Identity,
             }
         })
@@ -281,8 +305,12 @@ impl Compiler<'_> {
             _ => Record { values: 0, mask: 0, sum: 0 },
         });
         let records = records.collect();
+        let standard = self
+            .network
+            .standardise
+            .then(|| Standard { values: keep(32 * self.shapes[0].iter().product::<usize>()), inverse: keep(64) });
         // Never nothing, so that there is a part of it for each image.
-        State { masks, winners, records, bytes: bytes.max(1) }
+        State { masks, winners, records, standard, bytes: bytes.max(1) }
     }
 
     /// Floats of scratch for the kernel that needs most.
@@ -310,7 +338,8 @@ impl Compiler<'_> {
                 _ => work,
             }
         };
-        self.network.steps.iter().zip(work).map(stage).max().unwrap_or(0)
+        let image = if self.network.standardise { self.shapes[0].iter().product() } else { 0 };
+        self.network.steps.iter().zip(work).map(stage).fold(image, usize::max)
     }
 }
 
@@ -322,6 +351,7 @@ struct State {
     winners: Vec<usize>,
     /// Where each pruning's records are.
     records: Vec<Record>,
+    standard: Option<Standard>,
     bytes: usize,
 }
 
@@ -363,7 +393,8 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let state = compiler.state(&acts);
     let work = compiler.work(drafts, &state);
 
-    let (backs, gradient_values) = backward(&network.steps, &acts);
+    let channels: Vec<_> = compiler.shapes.iter().map(|shape| shape[0]).collect();
+    let (backs, gradient_values) = backward(&network.steps, &acts, &channels);
     let segments = segments(network, &compiler.layouts, &work, &backs);
     let mut slots = Slots::default();
     let values = forward_places(network, &compiler.layouts, &segments, &mut slots);
@@ -385,6 +416,7 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let stages = network.steps.iter().zip(work).map(|(step, work)| Stage {
         work,
         input: step.input,
+        others: step.others.clone(),
         residual: step.residual,
         output: step.output,
     });
@@ -393,6 +425,7 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
         channels: network.mean.len(),
         mean: network.mean.iter().map(|&m| m as f32).collect(),
         inverse_std: network.std.iter().map(|&s| (1.0 / s) as f32).collect(),
+        standard: state.standard,
         classes: network.classes,
         values: values.collect(),
         stages: stages.collect(),

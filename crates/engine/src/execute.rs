@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use game::Key;
 
-use crate::compile::{self, Compiled, Stage, Value, Work};
+use crate::compile::{self, Compiled, Stage, Standard, Value, Work};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::largest::KeepLargest;
-use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
+use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample, clear, copy};
 use crate::kernels::prune::{self, Prune, Unprune};
 use crate::kernels::stem::{Planes, Stem};
 use crate::kernels::winograd::Winograd;
-use crate::kernels::{End, Finish, View, stem};
+use crate::kernels::{End, Finish, View, standard, stem};
 use crate::lower::Act;
 use crate::memory::{Floats, Layout};
 use crate::passes::{Algorithm, Pass};
@@ -167,8 +167,8 @@ impl<'a> Run<'a> {
                         chunk,
                     });
                 }
-                Algorithm::Depthwise => {
-                    let (taps, channels_padded) = (&pass.taps, pass.weights.len() / pass.taps.len());
+                &Algorithm::Depthwise { channels_padded } => {
+                    let taps = &pass.taps;
                     isa.run(&Depthwise { from, taps, weights, channels_padded, images, rows, columns, finish });
                 }
                 Algorithm::Stem { .. } => unreachable!("the image's gradient has no epilogue"),
@@ -176,18 +176,74 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Copies the images in, normalised.
+    /// Pixels of an image, times channels.
+    fn pixels(&self) -> usize {
+        let Value { rows, columns, .. } = self.net.values[0];
+        self.net.channels * rows * columns
+    }
+
+    /// Copies the images in, normalised, and standardised where the network asks for it.
     fn load(&self, pixels: &[f32]) {
+        let plane = self.pixels() / self.net.channels;
+        for (image, pixels) in pixels.chunks_exact(self.pixels()).enumerate() {
+            let planes = || pixels.chunks_exact(plane).zip(self.net.mean.iter().zip(&self.net.inverse_std)).enumerate();
+            let Some(standard) = &self.net.standard else {
+                for (channel, (from, (mean, scale))) in planes() {
+                    self.fill(image, channel, from, |x| (x - mean) * scale);
+                }
+                continue;
+            };
+            let values = self.standard_values();
+            for (channel, (from, (mean, scale))) in planes() {
+                let to = &mut values[channel * plane..][..plane];
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = (x - mean) * scale);
+            }
+            let inverse = standard::standardise(values);
+            values.chunks_exact(plane).enumerate().for_each(|(channel, from)| self.fill(image, channel, from, |x| x));
+            if !self.state.is_null() {
+                // SAFETY: inside the image's state.
+                unsafe {
+                    let state = self.state().add(image * self.net.state);
+                    state.add(standard.inverse).cast::<f64>().write_unaligned(inverse);
+                    state.add(standard.values).copy_from_nonoverlapping(values.as_ptr().cast(), size_of_val(values));
+                }
+            }
+        }
+    }
+
+    /// Fills a plane of an image.
+    fn fill(&self, image: usize, channel: usize, from: &[f32], each: impl Fn(f32) -> f32) {
         let layout = &self.net.values[0].layout;
-        let (rows, columns) = (layout.rows, layout.columns);
-        for (i, plane) in pixels.chunks_exact(rows * columns).enumerate() {
-            let channel = i % self.net.channels;
-            let (mean, scale) = (self.net.mean[channel], self.net.inverse_std[channel]);
-            let to = self.at(self.net.image + i * layout.image() + layout.origin());
-            for (y, line) in plane.chunks_exact(columns).enumerate() {
-                // SAFETY: inside the plane.
-                let to = unsafe { std::slice::from_raw_parts_mut(to.add(y * layout.row()), columns) };
-                to.iter_mut().zip(line).for_each(|(to, &from)| *to = (from - mean) * scale);
+        let plane = (image * self.net.channels + channel) * layout.image();
+        let to = self.at(self.net.image + plane + layout.origin());
+        for (y, line) in from.chunks_exact(layout.columns).enumerate() {
+            // SAFETY: inside the plane.
+            let to = unsafe { std::slice::from_raw_parts_mut(to.add(y * layout.row()), layout.columns) };
+            to.iter_mut().zip(line).for_each(|(to, &from)| *to = each(from));
+        }
+    }
+
+    /// Room for the values of one image that is standardised.
+    #[expect(clippy::mut_from_ref, reason = "the scratch is one kernel's at a time")]
+    fn standard_values(&self) -> &mut [f32] {
+        // SAFETY: where images are standardised, the scratch has room for one.
+        unsafe { std::slice::from_raw_parts_mut(self.at(self.net.scratch), self.pixels()) }
+    }
+
+    /// Makes the gradients of pixels from those of standardised values, in place.
+    fn unstandardise(&self, gradient: &mut [f32], at: &Standard) {
+        let plane = self.pixels() / self.net.channels;
+        for (image, gradient) in gradient.chunks_exact_mut(self.pixels()).enumerate() {
+            let values = self.standard_values();
+            // SAFETY: inside the image's state.
+            let inverse = unsafe {
+                let state = self.state.add(image * self.net.state);
+                state.add(at.values).copy_to_nonoverlapping(values.as_mut_ptr().cast(), size_of_val(values));
+                state.add(at.inverse).cast::<f64>().read_unaligned()
+            };
+            standard::unstandardise(gradient, values, inverse);
+            for (gradient, scale) in gradient.chunks_exact_mut(plane).zip(&self.net.inverse_std) {
+                gradient.iter_mut().for_each(|g| *g *= scale);
             }
         }
     }
@@ -221,8 +277,7 @@ impl<'a> Run<'a> {
         let net = self.net;
         self.enter(segment, &images);
         if net.values[0].place.home == segment {
-            let image = net.channels * net.values[0].rows * net.values[0].columns;
-            self.load(&pixels[images.start * image..images.end * image]);
+            self.load(&pixels[images.start * self.pixels()..images.end * self.pixels()]);
         }
         if segment > 0 {
             for part in parts(images.clone(), net.segments[segment - 1].group) {
@@ -281,12 +336,27 @@ impl<'a> Run<'a> {
                     // SAFETY: the views are of values of this shape, and the plan's scratch is large enough for it.
                     unsafe { net.isa.run(&prune) };
                 }
+                Work::Concat => self.concat(stage),
                 Work::Identity => self.map(Same(from), layout, finish),
             }
             if let Act::KeepLargest { share } = output.act {
                 self.keep_largest(output, share, finish);
             }
         }
+    }
+
+    fn concat(&self, stage: &Stage) {
+        let to = self.value(stage.output);
+        let Layout { rows, columns, channels: padded, .. } = self.net.values[stage.output].layout;
+        let mut before = 0;
+        for value in [stage.input].iter().chain(&stage.others) {
+            let (from, channels) = (self.value(*value), self.net.values[*value].channels);
+            // SAFETY: the parts' channels follow each other up to the output's.
+            unsafe { copy(from, View { at: to.at.add(before), ..to }, [self.images, rows, columns, channels]) };
+            before += channels;
+        }
+        // SAFETY: what is left are the output's channels that are padding.
+        unsafe { clear(View { at: to.at.add(before), ..to }, [self.images, rows, columns, padded - before]) };
     }
 
     /// Lets the largest values of each image stay, in place.
@@ -327,7 +397,11 @@ impl<'a> Run<'a> {
         if !net.backs.iter().any(|back| back.value == 0) {
             gradient.fill(0.0);
         }
-        self.backward_segment(last, 0..self.images, gradient);
+        let images = self.images;
+        self.backward_segment(last, 0..images, gradient);
+        if let Some(standard) = &net.standard {
+            self.unstandardise(gradient, standard);
+        }
     }
 
     fn backward_segment(&mut self, segment: usize, images: Range<usize>, gradient: &mut [f32]) {
@@ -398,6 +472,10 @@ impl<'a> Run<'a> {
                 // SAFETY: as in the forward pass.
                 unsafe { net.isa.run(&prune) };
             }
+            Work::Concat => {
+                let before = back.before;
+                self.map(Upsample { from, stride: 1, before, channels }, &input.layout, finish);
+            }
             Work::Identity => self.map(Same(from), &input.layout, finish),
         }
     }
@@ -413,7 +491,7 @@ impl<'a> Run<'a> {
         let (rows, columns) = (image.rows, image.columns);
         let border = net.stem;
         let plane = Layout { channels: 1, border, ..*layout };
-        let pixels = net.channels * rows * columns;
+        let pixels = self.pixels();
         let gradient = &mut gradient[self.starts[self.segment] * pixels..][..self.images * pixels];
         for (i, gradient) in gradient.chunks_exact_mut(pixels).enumerate() {
             let Some(&Algorithm::Stem { depth }) = backward.first().map(|pass| &pass.kernel) else {

@@ -31,12 +31,13 @@ impl Act {
     }
 }
 
-/// A convolution's weights `(outputs, inputs / groups, kernel, kernel)` and bias `(outputs)`, batch-norm folded.
+/// A convolution's weights `(outputs, inputs / groups, rows, columns)` and bias `(outputs)`, batch-norm folded.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
     pub inputs: usize,
     pub outputs: usize,
-    pub kernel: usize,
+    /// Rows and columns.
+    pub kernel: [usize; 2],
     pub stride: usize,
     pub padding: Padding,
     pub weight: Vec<f32>,
@@ -53,7 +54,28 @@ impl Network {
 impl Filter {
     /// The weight from input channel `i` to output channel `o` at row `y`, column `x`.
     pub(crate) fn at(&self, o: usize, i: usize, y: usize, x: usize) -> f64 {
-        self.weight[((o * self.inputs + i) * self.kernel + y) * self.kernel + x].into()
+        let [rows, columns] = self.kernel;
+        self.weight[((o * self.inputs + i) * rows + y) * columns + x].into()
+    }
+
+    /// Each channel with itself, times a weight.
+    fn scale(weight: Vec<f32>, bias: Vec<f64>) -> Self {
+        let padding = Padding::default();
+        Self { inputs: 1, outputs: bias.len(), kernel: [1, 1], stride: 1, padding, weight, bias }
+    }
+
+    /// The mean of each channel over a window.
+    fn average(channels: usize, kernel: usize, stride: usize, padding: usize) -> Self {
+        let taps = kernel * kernel;
+        Self {
+            inputs: 1,
+            outputs: channels,
+            kernel: [kernel; 2],
+            stride,
+            padding: Padding::same(padding),
+            weight: vec![(1.0 / taps as f64) as f32; channels * taps],
+            bias: vec![0.0; channels],
+        }
     }
 }
 
@@ -79,6 +101,8 @@ pub(crate) enum Kind {
         samples: f64,
         index: u64,
     },
+    /// The channels of all inputs, one after the other.
+    Concat,
     /// The input itself: a sum or a ReLU that no convolution could take.
     Identity,
 }
@@ -88,6 +112,8 @@ pub(crate) enum Kind {
 pub(crate) struct Step {
     pub kind: Kind,
     pub input: usize,
+    /// More inputs, of a concatenation.
+    pub others: Vec<usize>,
     pub residual: Option<usize>,
     pub output: usize,
     pub act: Act,
@@ -96,11 +122,25 @@ pub(crate) struct Step {
     pub node: Id,
 }
 
+impl Step {
+    /// What the kind is applied to.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.input).chain(self.others.iter().copied())
+    }
+
+    /// All values it reads.
+    pub(crate) fn reads(&self) -> impl Iterator<Item = usize> {
+        self.inputs().chain(self.residual)
+    }
+}
+
 /// A network as fused steps; step `i` makes value `i + 1`, the last of which is the logits.
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
+    /// Whether each image is standardised after its normalisation.
+    pub standardise: bool,
     pub steps: Vec<Step>,
     pub classes: usize,
     /// Whether Winograd's algorithm is left out.
@@ -122,10 +162,8 @@ fn rounded(values: &[f64]) -> Vec<f32> {
 /// A convolution's filter, after which comes batch-norm, if any, with this scale and shift.
 fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter> {
     let inputs = conv.inputs / conv.groups;
-    let Some(kernel) = conv.side() else {
-        bail!("`{}` has a kernel of {:?} pixels, which is not implemented", conv.name, conv.kernel)
-    };
-    let shape = [conv.outputs, inputs, kernel, kernel];
+    let kernel = conv.kernel;
+    let shape = [conv.outputs, inputs, kernel[0], kernel[1]];
     let mut weight = parameter(weights, &format!("{}.weight", conv.name), &shape)?;
     let mut bias = match conv.bias {
         true => parameter(weights, &format!("{}.bias", conv.name), &[conv.outputs])?,
@@ -133,7 +171,7 @@ fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter
     };
     let (outputs, stride, padding) = (conv.outputs, conv.stride, conv.padding);
     if let Some((scale, shift)) = norm {
-        for (o, row) in weight.chunks_mut((inputs * kernel * kernel).max(1)).enumerate() {
+        for (o, row) in weight.chunks_mut(shape[1..].iter().product::<usize>().max(1)).enumerate() {
             row.iter_mut().for_each(|w| *w *= scale[o]);
             bias[o] = bias[o] * scale[o] + shift[o];
         }
@@ -145,7 +183,7 @@ fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter
 /// Groups that are neither one nor one per channel: zeros between the groups.
 fn densify(filter: Filter, groups: usize) -> Filter {
     let (inputs, outputs) = (filter.inputs * groups, filter.outputs);
-    let taps = filter.kernel * filter.kernel;
+    let taps = filter.kernel[0] * filter.kernel[1];
     let mut weight = vec![0.0; outputs * inputs * taps];
     for o in 0..outputs {
         let first = o / (outputs / groups) * filter.inputs;
@@ -173,6 +211,8 @@ type End = (Kind, Id, Option<Id>, Act);
 
 struct Lowering<'a> {
     graph: &'a Graph,
+    /// Of each node.
+    channels: Vec<usize>,
     consumers: Vec<Vec<Id>>,
     /// Nodes that became part of an earlier node's step.
     taken: Vec<bool>,
@@ -242,15 +282,12 @@ impl Lowering<'_> {
                 let bias = parameter(weights, &format!("{name}.bias"), &[*outputs])?;
                 let padding = Padding::default();
                 let (inputs, outputs) = (*inputs, *outputs);
-                let filter = Filter { inputs, outputs, kernel: 1, stride: 1, padding, weight, bias };
+                let filter = Filter { inputs, outputs, kernel: [1, 1], stride: 1, padding, weight, bias };
                 self.fuse(id, id, Kind::Dense(filter))?;
             }
             Op::BatchNorm { name, channels, eps } => {
                 let (scale, bias) = affine(weights, name, *channels, *eps)?;
-                let weight = rounded(&scale);
-                let padding = Padding::default();
-                let filter = Filter { inputs: 1, outputs: *channels, kernel: 1, stride: 1, padding, weight, bias };
-                self.fuse(id, id, Kind::Depthwise(filter))?;
+                self.fuse(id, id, Kind::Depthwise(Filter::scale(rounded(&scale), bias)))?;
             }
             Op::Add => {
                 let mut end = id;
@@ -273,14 +310,35 @@ impl Lowering<'_> {
                 }
                 self.fuse(id, id, Kind::Prune { samples, index })?;
             }
-            Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, id, None, Act::None)),
-            op @ (Op::Standardise | Op::Concat | Op::AveragePool { .. }) => {
-                bail!("node {id}: {op:?} is not implemented by this executor")
+            &Op::AveragePool { kernel, stride, padding } => {
+                let filter = Filter::average(self.channels[id], kernel, stride, padding);
+                self.fuse(id, id, Kind::Depthwise(filter))?;
             }
-            Op::Input | Op::Normalise { .. } => bail!("node {id}: an image is normalised once, at the start"),
+            Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, id, None, Act::None)),
+            Op::Concat => self.ends[id] = Some((Kind::Concat, id, None, Act::None)),
+            Op::Input | Op::Normalise { .. } | Op::Standardise => {
+                bail!("node {id}: an image is normalised, and then standardised, once and at the start")
+            }
         }
         Ok(())
     }
+}
+
+/// The channels of each node, as far as they do not depend on parameters.
+fn channels(graph: &Graph) -> Vec<usize> {
+    let mut channels: Vec<usize> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let of_inputs = node.inputs.iter().map(|&input| channels[input]);
+        channels.push(match &node.op {
+            Op::Normalise { mean, .. } => mean.len(),
+            Op::Conv(conv) => conv.outputs,
+            Op::Linear { outputs, .. } => *outputs,
+            Op::Subsample { before, after, .. } => before + of_inputs.sum::<usize>() + after,
+            Op::Concat => of_inputs.sum(),
+            _ => of_inputs.take(1).sum(),
+        });
+    }
+    channels
 }
 
 /// Fuses a graph into steps.
@@ -300,11 +358,15 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
     else {
         bail!("a network starts with the input and its normalisation");
     };
-    let mut lowering = Lowering { graph, consumers, taken: vec![false; count], ends: vec![None; count] };
+    let channels = channels(graph);
+    // Where the network begins.
+    let standardise = matches!(graph.nodes.get(2), Some(node) if node.op == Op::Standardise) && consumers[1] == [2];
+    let start = if standardise { 2 } else { 1 };
+    let mut lowering = Lowering { graph, channels, consumers, taken: vec![false; count], ends: vec![None; count] };
     let mut values = vec![None; count];
-    values[1] = Some(0);
+    values[start] = Some(0);
     let mut steps: Vec<Step> = Vec::new();
-    for id in 2..count {
+    for id in start + 1..count {
         if !lowering.taken[id] {
             lowering.visit(id, weights)?;
         }
@@ -313,17 +375,22 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
                 Some(value) => Ok(value),
                 None => bail!("node {node} is read in an order that cannot be fused"),
             };
+            let others = match kind {
+                Kind::Concat => &graph.nodes[first].inputs[1..],
+                _ => &[],
+            };
             let step = Step {
                 kind,
                 input: value(graph.nodes[first].inputs[0])?,
+                others: others.iter().map(|&other| value(other)).collect::<Result<_>>()?,
                 residual: residual.map(value).transpose()?,
                 output: steps.len() + 1,
                 act,
                 first,
                 node: id,
             };
-            let on_image = step.input == 0 || step.residual == Some(0);
-            if on_image && !(matches!(step.kind, Kind::Dense(_)) && step.residual != Some(0)) {
+            let besides = step.residual == Some(0) || step.others.contains(&0);
+            if besides || step.input == 0 && !matches!(step.kind, Kind::Dense(_)) {
                 bail!("only convolutions without groups may read the image");
             }
             steps.push(step);
@@ -333,5 +400,5 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
     if values[count - 1] != Some(steps.len()) || steps.is_empty() {
         bail!("the last node must give the logits");
     }
-    Ok(Network { mean: mean.clone(), std: std.clone(), steps, classes: graph.classes, direct: false })
+    Ok(Network { mean: mean.clone(), std: std.clone(), standardise, steps, classes: graph.classes, direct: false })
 }

@@ -107,7 +107,8 @@ impl Plan {
     ///
     /// # Errors
     /// If a parameter is missing or of the wrong shape, or the graph is not one the engine can run: an image that
-    /// something other than a convolution reads, or a second normalisation.
+    /// something other than a convolution reads, a second normalisation, or a standardisation elsewhere than right behind the
+    /// first.
     pub fn new(graph: &Graph, weights: &Weights) -> Result<Self> {
         Self::with_isa(graph, weights, Isa::available()[0])
     }

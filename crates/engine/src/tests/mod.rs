@@ -349,6 +349,31 @@ fn every_convolution() {
 }
 
 #[test]
+fn rectangular_kernels() {
+    for (kernel, stride, [down, across]) in [
+        ([1, 7], 1, [0, 3]),
+        ([7, 1], 1, [3, 0]),
+        ([1, 3], 1, [0, 1]),
+        ([3, 1], 1, [1, 0]),
+        ([2, 5], 2, [1, 2]),
+        ([3, 2], 3, [0, 1]),
+    ] {
+        let padding = Padding { top: down, bottom: down, left: across, right: across };
+        for (groups, outputs) in [(1, 5), (1, 48), (12, 12), (4, 12)] {
+            let name = "conv".into();
+            let conv = Conv { name, inputs: 12, outputs, kernel, stride, padding, groups, bias: true };
+            let name = format!("{kernel:?}/{stride} in {groups} groups to {outputs}");
+            layer(&name, vec![Op::Conv(conv), Op::Relu], outputs);
+        }
+    }
+    // Of the image itself.
+    let mut graph = around(vec![], 12);
+    let Op::Conv(stem) = &mut graph.nodes[2].op else { unreachable!() };
+    (stem.kernel, stem.stride) = ([2, 5], 2);
+    Case::new(&graph, &weights(&graph), [12, 17], 3).check("rectangular stem");
+}
+
+#[test]
 fn padding_on_some_sides() {
     for (kernel, stride) in [(3, 1), (3, 2), (4, 2)] {
         for groups in [1, 12] {
@@ -379,6 +404,11 @@ fn grouped_convolutions() {
 fn pools_and_the_rest() {
     for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1)] {
         layer("max-pool", vec![conv("conv", [12, 9], 3, 1, 1), Op::MaxPool { kernel, stride, padding }], 9);
+    }
+    for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 3, 0), (2, 3, 1)] {
+        let pool = Op::AveragePool { kernel, stride, padding };
+        layer("average-pool", vec![conv("conv", [12, 9], 3, 1, 1), Op::Relu, pool.clone()], 9);
+        layer("average-pool", vec![pool, conv("conv", [12, 9], 3, 1, 1), Op::Relu], 9);
     }
     for (stride, before, after) in [(2, 6, 6), (1, 0, 3), (3, 5, 0)] {
         let norm = Op::BatchNorm { name: "norm".into(), channels: 12 + before + after, eps: 1e-3 };
@@ -507,6 +537,63 @@ fn sums() {
     Case::new(&graph, &weights, [11, 12], 4).check("sums");
 }
 
+/// Concatenations of values that others read too, of one value with itself, one behind another, and of every width.
+#[test]
+fn concatenations() {
+    let node = |op: Op, inputs: &[Id]| Node { op, inputs: inputs.into() };
+    for [a, b, c] in [[16, 32, 16], [5, 9, 2], [16, 3, 24]] {
+        let nodes = vec![
+            node(Op::Input, &[]),
+            node(Op::Normalise { mean: vec![0.5; 3], std: vec![0.25; 3] }, &[0]),
+            node(conv("stem", [3, 12], 3, 1, 1), &[1]),
+            node(Op::Relu, &[2]),
+            node(conv("a", [12, a], 3, 1, 1), &[3]),
+            node(conv("b", [12, b], 1, 1, 0), &[3]),
+            node(Op::Relu, &[5]),
+            node(conv("c", [12, c], 5, 1, 2), &[3]),
+            node(Op::AveragePool { kernel: 3, stride: 1, padding: 1 }, &[3]),
+            node(Op::Concat, &[4, 6, 7, 8]),
+            node(Op::Relu, &[9]),
+            node(Op::Concat, &[10, 6, 6]),
+            node(conv("d", [a + 3 * b + c + 12, b], 3, 2, 1), &[11]),
+            node(conv("e", [b, b], 3, 2, 1), &[6]),
+            node(Op::Add, &[12, 13]),
+            node(Op::Concat, &[14]),
+            node(Op::GlobalAveragePool, &[15]),
+            node(Op::Concat, &[16, 16]),
+            node(Op::Linear { name: "linear".into(), inputs: 2 * b, outputs: 5 }, &[17]),
+        ];
+        let graph = Graph { nodes, classes: 5 };
+        Case::new(&graph, &weights(&graph), [11, 12], 4).check(&format!("{a}, {b}, {c}"));
+    }
+}
+
+/// A network whose images are standardised.
+fn standardised(mut graph: Graph) -> Graph {
+    graph.nodes.insert(2, Node { op: Op::Standardise, inputs: vec![1] });
+    for node in &mut graph.nodes[3..] {
+        node.inputs.iter_mut().for_each(|input| *input += 1);
+    }
+    graph
+}
+
+#[test]
+fn standardisation() {
+    let mut graph = standardised(around(vec![conv("conv", [12, 9], 3, 1, 1), Op::Relu], 9));
+    graph.nodes[1].op = Op::Normalise { mean: vec![0.5; 3], std: vec![0.25; 3] };
+    let weights = weights(&graph);
+    for size in [[13, 10], [32, 32], [7, 9]] {
+        let case = Case::new(&graph, &weights, size, 3);
+        case.check(&format!("standardised {size:?}"));
+        // So little contrast that it is not divided by, and none.
+        for contrast in [0.01, 0.0] {
+            let pixels = case.pixels.iter().map(|x| 0.5 + contrast * (x - 0.5)).collect();
+            let flat = Case::of(&graph, &weights, size, pixels, case.upstream.clone());
+            flat.check(&format!("standardised {size:?}, contrast {contrast}"));
+        }
+    }
+}
+
 #[test]
 fn answers_do_not_depend_on_batch_or_threads() {
     let resnet = || spec(r#"{"name": "cifar-resnet", "depth": 14}"#);
@@ -514,7 +601,7 @@ fn answers_do_not_depend_on_batch_or_threads() {
         ("resnet", resnet(), [32, 32]),
         ("mobilenet", spec(r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#), [45, 64]),
         ("k-winners-take-all", activated(resnet(), &Op::KeepLargest { share: 0.1 }), [32, 32]),
-        ("pruned", pruned(&resnet(), 2.0), [29, 33]),
+        ("standardised and pruned", standardised(pruned(&resnet(), 2.0)), [29, 33]),
     ];
     for (name, graph, size) in cases {
         let weights = weights(&graph);
@@ -576,7 +663,7 @@ fn instruction_sets_with_fused_multiply_add_agree_in_every_bit() {
         ("resnet", resnet()),
         ("mobilenet", spec(r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#)),
         ("k-winners-take-all", activated(resnet(), &Op::KeepLargest { share: 0.1 })),
-        ("leaky and pruned", pruned(&activated(resnet(), &Op::LeakyRelu { slope: 0.1 }), 2.0)),
+        ("leaky and pruned", standardised(pruned(&activated(resnet(), &Op::LeakyRelu { slope: 0.1 }), 2.0))),
     ] {
         let weights = weights(&graph);
         let x = random([2, 3, 37, 64]);
@@ -687,6 +774,7 @@ fn bad_input_is_an_error() {
     let large = Plan::new(&large, &self::weights(&large)).unwrap();
     assert_eq!(large.logits(&zeros([1, 3, 1, 1]), &[]).unwrap().dims(), [1, 1000]);
     for (op, word) in [
+        (Op::Standardise, "at the start"),
         (Op::LeakyRelu { slope: 1.5 }, "slope"),
         (Op::KeepLargest { share: 0.0 }, "share"),
         (Op::Prune { samples: f64::NAN, index: 0 }, "NaN draws"),

@@ -24,6 +24,14 @@ pub(super) fn smallest_kept(x: &[f64], share: f64) -> f64 {
     sorted[((share * x.len() as f64).floor() as usize).max(1) - 1]
 }
 
+/// The mean of an image, what it is multiplied by to standardise it, and whether that depends on it.
+fn standard(x: &[f64]) -> (f64, f64, bool) {
+    let count = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / count;
+    let deviation = (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count).sqrt();
+    (mean, 1.0 / deviation.max(1.0 / count.sqrt()), deviation > 1.0 / count.sqrt())
+}
+
 /// What pruning multiplies magnitudes by.
 pub(super) fn rate(x: &[f64], samples: f64) -> f64 {
     match x.iter().map(|r| r.abs()).sum::<f64>() {
@@ -106,12 +114,13 @@ impl<'a> Reference<'a> {
                     out(from[1], c.padding.top + c.padding.bottom, c.kernel[0], c.stride),
                     out(from[2], c.padding.left + c.padding.right, c.kernel[1], c.stride),
                 ],
-                &Op::MaxPool { kernel, stride, padding } => {
+                &Op::MaxPool { kernel, stride, padding } | &Op::AveragePool { kernel, stride, padding } => {
                     [from[0], out(from[1], 2 * padding, kernel, stride), out(from[2], 2 * padding, kernel, stride)]
                 }
                 &Op::Subsample { stride, before, after } => {
                     [before + from[0] + after, from[1].div_ceil(stride), from[2].div_ceil(stride)]
                 }
+                Op::Concat => [node.inputs.iter().map(|&i| shapes[i][0]).sum(), from[1], from[2]],
                 Op::GlobalAveragePool => [from[0], 1, 1],
                 Op::Linear { outputs, .. } => [*outputs, 1, 1],
                 _ => from,
@@ -190,6 +199,15 @@ impl<'a> Reference<'a> {
                 &Op::Subsample { stride, before, .. } => {
                     self.lattice(from, to, stride, before, |o, i| y[o] = x[i]);
                 }
+                Op::Standardise => {
+                    let (mean, scale, _) = standard(x);
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * scale);
+                }
+                Op::Concat => y = node.inputs.iter().flat_map(|&i| &values[i]).copied().collect(),
+                &Op::AveragePool { kernel, stride, padding } => {
+                    let share = 1.0 / (kernel * kernel) as f64;
+                    windows(from, to, [kernel, stride, padding], |o, i, _| y[o] += x[i] * share);
+                }
                 &Op::Prune { samples, index } => {
                     let uniform = uniforms(key, index, x.len());
                     let rate = rate(x, samples);
@@ -209,7 +227,6 @@ impl<'a> Reference<'a> {
                         *y = b[o] + w[o * inputs..][..*inputs].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
                     }
                 }
-                op => unreachable!("{op:?} is not in the reference"),
             }
             values.push(y);
         }
@@ -313,6 +330,28 @@ impl<'a> Reference<'a> {
                     let sign = |i: usize| (branch(id, i) / 2) as f64 - 1.0;
                     dx.iter_mut().enumerate().for_each(|(i, dx)| *dx += by_sum * sign(i));
                 }
+                Op::Standardise => {
+                    let (mean, scale, varies) = standard(&values[node.inputs[0]]);
+                    let z = |x: f64| if varies { (x - mean) * scale } else { 0.0 };
+                    let x = &values[node.inputs[0]];
+                    let count = x.len() as f64;
+                    let by_mean = g.iter().sum::<f64>() / count;
+                    let by_deviation = g.iter().zip(x).map(|(g, &x)| g * z(x)).sum::<f64>() / count;
+                    let all = dx.iter_mut().zip(g.iter().zip(x));
+                    all.for_each(|(dx, (g, &x))| *dx += (g - by_mean - z(x) * by_deviation) * scale);
+                }
+                Op::Concat => {
+                    let mut rest = &g[..];
+                    for &input in &node.inputs {
+                        let (part, others) = rest.split_at(grads[input].len());
+                        grads[input].iter_mut().zip(part).for_each(|(dx, g)| *dx += g);
+                        rest = others;
+                    }
+                }
+                &Op::AveragePool { kernel, stride, padding } => {
+                    let share = 1.0 / (kernel * kernel) as f64;
+                    windows(from, to, [kernel, stride, padding], |o, i, _| dx[i] += g[o] * share);
+                }
                 Op::LeakyRelu { slope } => {
                     let factor = |i: usize| if branch(id, i) == 1 { 1.0 } else { *slope };
                     dx.iter_mut().zip(&g).enumerate().for_each(|(i, (dx, g))| *dx += g * factor(i));
@@ -340,7 +379,6 @@ impl<'a> Reference<'a> {
                         dx.iter_mut().zip(&w[o * inputs..]).for_each(|(dx, w)| *dx += w * g);
                     }
                 }
-                op => unreachable!("{op:?} is not in the reference"),
             }
         }
         grads.swap_remove(0)
