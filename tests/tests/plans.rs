@@ -316,6 +316,28 @@ fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
 }
 
 #[test]
+fn adversarial_training_is_planned_checked_and_counted() {
+    let with = |attack: &str| {
+        let recipe = format!("[base.training]\nadversarial = {attack}");
+        changed("smoke", Scale::Demo, &[("[base.training]", &recipe)])
+    };
+    let gradients = |plan: &Plan| plan.jobs.all().iter().map(|job| job.cost.gradient_queries).sum::<u64>();
+    let pgd = with("{ name = \"pgd\", eps = \"0.031\", step_size = \"0.007\", steps = [10] }").unwrap();
+    let network = pgd.jobs.all().iter().find(|job| job.stage == "finetune").unwrap();
+    assert_eq!(network.params["training"]["adversarial"]["steps"], serde_json::json!([10]));
+    // 2 epochs of 1,000 images, 10 steps each.
+    assert_eq!(gradients(&pgd) - gradients(&changed("smoke", Scale::Demo, &[]).unwrap()), 20_000);
+    for (attack, word) in [
+        ("{ name = \"pdg\" }", "`pgd`"),
+        ("{ name = \"pgd\", steps = [1, 2] }", "[1, 2]"),
+        ("{ name = \"logit-matching\" }", "logit-matching"),
+    ] {
+        let error = with(attack).unwrap_err().to_string();
+        assert!(error.contains("training.adversarial") && error.contains(word), "{error}");
+    }
+}
+
+#[test]
 fn typos_and_impossible_cells_are_told_the_file_the_cell_and_the_accepted_names() {
     let cases: &[(&str, &str, &[&str])] = &[
         (

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, BooleanBuilder, ListBuilder, PrimitiveArray,
-        PrimitiveBuilder, StringArray,
+        Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, BooleanBuilder, ListBuilder,
+        PrimitiveArray, PrimitiveBuilder, StringArray,
     },
     datatypes::{DataType, Field, Float32Type, Float64Type, Int64Type, UInt16Type, UInt32Type, UInt64Type},
     record_batch::RecordBatch,
@@ -206,35 +206,55 @@ pub fn decode<T: Column>(batch: &RecordBatch, name: &str) -> Result<Vec<T>, Mism
     cells(name, find(batch, name, &T::data_type())?)
 }
 
+/// A column of a batch as values, null where earlier versions did not write it.
+pub fn decode_later<T: Column>(batch: &RecordBatch, name: &str) -> Result<Vec<Option<T>>, Mismatch> {
+    if batch.column_by_name(name).is_none() {
+        return Ok((0..batch.num_rows()).map(|_| None).collect());
+    }
+    decode(batch, name)
+}
+
 /// An array as values; it must have the type's data type.
 pub fn cells<T: Column>(name: &str, array: &ArrayRef) -> Result<Vec<T>, Mismatch> {
     let cell = |row| T::decode(array, row).ok_or_else(|| Mismatch::new(name, format!("is null in row {row}")));
     (0..array.len()).map(cell).collect()
 }
 
-/// Implements [`crate::Row`] for a struct whose fields are all columns.
+/// Implements [`crate::Row`] for a struct whose fields are all columns; those after `later` came later.
 macro_rules! table {
-    ($row:ident, $kind:literal, $($field:ident),+ $(,)?) => {
+    ($row:ident, $kind:literal, $($field:ident),+ $(; later $($later:ident),+)? $(,)?) => {
         impl $crate::Row for $row {
             const KIND: &'static str = $kind;
+            const LATER: &'static [&'static str] = &[$($(stringify!($later)),+)?];
 
             fn schema() -> arrow::datatypes::SchemaRef {
-                let fields = vec![$($crate::column::field(stringify!($field), |row: &Self| &row.$field)),+];
+                let fields = vec![
+                    $($crate::column::field(stringify!($field), |row: &Self| &row.$field),)+
+                    $($($crate::column::field(stringify!($later), |row: &Self| &row.$later),)+)?
+                ];
                 std::sync::Arc::new(arrow::datatypes::Schema::new(fields))
             }
 
             fn encode(rows: &[Self]) -> arrow::record_batch::RecordBatch {
-                let columns = vec![$($crate::column::encode(rows, |row| &row.$field)),+];
+                let columns = vec![
+                    $($crate::column::encode(rows, |row| &row.$field),)+
+                    $($($crate::column::encode(rows, |row| &row.$later),)+)?
+                ];
                 $crate::column::batch::<Self>(columns)
             }
 
             fn decode(batch: &arrow::record_batch::RecordBatch) -> Result<Vec<Self>, $crate::Mismatch> {
                 $(let mut $field = $crate::column::decode(batch, stringify!($field))?.into_iter();)+
-                Ok(std::iter::from_fn(|| Some(Self { $($field: $field.next()?),+ })).collect())
+                $($(let mut $later = $crate::column::decode_later(batch, stringify!($later))?.into_iter();)+)?
+                let row = || {
+                    Some(Self { $($field: $field.next()?,)+ $($($later: $later.next()?,)+)? })
+                };
+                Ok(std::iter::from_fn(row).collect())
             }
 
             fn weight(&self) -> usize {
                 0 $(+ $crate::column::Column::weight(&self.$field))+
+                    $($(+ $crate::column::Column::weight(&self.$later))+)?
             }
         }
     };

@@ -18,13 +18,16 @@ pub use error::{Error, Result};
 pub use exit::{Exit, Panic, caught};
 pub use provenance::{Provenance, Shard};
 pub use read::{Reader, provenance, read, sha256};
-pub use rows::{AttackRow, BenchRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow};
+pub use rows::{AttackRow, BenchRow, DetectorRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow};
 pub use write::{Writer, write_atomic};
 
 /// A struct that is one row of one kind of artifact.
 pub trait Row: Sized + Clone + Send + Sync + 'static {
     /// The kind, as provenance names it: `sample`, `finetune`, `attack`, ...
     const KIND: &'static str;
+
+    /// Columns that earlier versions of this program did not write; null where they are missing.
+    const LATER: &'static [&'static str] = &[];
 
     /// Columns and their types; every field nullable, as Hugging Face `datasets` demands.
     fn schema() -> SchemaRef;

@@ -42,6 +42,9 @@ impl<R: Row> Reader<R> {
         }
         for wanted in R::schema().fields() {
             let found = builder.schema().field_with_name(wanted.name()).ok().map(|field| field.data_type());
+            if found.is_none() && R::LATER.contains(&wanted.name().as_str()) {
+                continue;
+            }
             column::check(wanted.name(), found, wanted.data_type())
                 .map_err(|source| Error::Columns { path: path.to_owned(), source })?;
         }

@@ -67,12 +67,8 @@ pub struct AttackRow {
     pub step: u32,
     /// The class of every draw, in order of the draws; shorter than the number asked for when the outcome was settled.
     pub votes: Vec<u16>,
-    /// Whether the network's detector flagged each draw, in order of the draws; null without a detector.
-    pub flags: Option<Vec<bool>>,
     /// Mean of the drawn logits; null unless asked for.
     pub mean_logits: Option<Vec<f32>>,
-    /// Mean of the drawn probabilities (softmax of the logits); null unless asked for.
-    pub mean_probabilities: Option<Vec<f32>>,
     /// Cross-entropy of the last attack step's draws about the label (or target), mean over draws; null at step 0.
     pub loss: Option<f64>,
     /// Largest absolute change of a channel of a pixel, in pixel units of `[0, 1]`.
@@ -89,6 +85,25 @@ pub struct AttackRow {
     pub backward_queries: u64,
     /// The perturbation, `(c, h, w)` row-major; null unless asked for.
     pub delta: Option<Vec<f32>>,
+    /// Whether the detector flagged the image in each draw, in order of the draws; null without a detector.
+    pub flags: Option<Vec<bool>>,
+    /// Mean of the drawn probabilities (softmax of the logits); null unless the logits were asked for.
+    pub mean_probabilities: Option<Vec<f32>>,
+}
+
+/// What noise does to the margin between two classes on clean images (`detector`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct DetectorRow {
+    /// The class that the network predicts without noise.
+    pub predicted: u32,
+    /// Another class.
+    pub other: u32,
+    /// Images of that prediction.
+    pub images: u32,
+    /// Mean erosion of the margin over them, in units of logits; null without images.
+    pub mean: Option<f64>,
+    /// Its standard deviation over them (the population's); null without images.
+    pub standard_deviation: Option<f64>,
 }
 
 /// One value of one quantity of the binary Gaussian example (`theory`).
@@ -210,9 +225,7 @@ table!(
     phase,
     step,
     votes,
-    flags,
     mean_logits,
-    mean_probabilities,
     loss,
     linf,
     l2,
@@ -220,8 +233,10 @@ table!(
     non_finite,
     forward_queries,
     backward_queries,
-    delta
+    delta;
+    later flags, mean_probabilities
 );
+table!(DetectorRow, "detector", predicted, other, images, mean, standard_deviation);
 table!(TheoryRow, "theory", quantity, k, sigma, epsilon, votes, method, value, low, high, samples);
 table!(
     ReportRow,

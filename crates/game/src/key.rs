@@ -10,6 +10,8 @@ const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Set in a counter's second word when it derives a child key, clear when it draws a block.
 const DERIVE: u32 = 1 << 31;
+/// The child by which [`Key::shared`] parts from the keys of images; it has no other use.
+const SHARED: u64 = (1 << 63) - 1;
 
 /// One Philox4x32-10 block: a 128-bit counter and a 64-bit key to 128 bits.
 ///
@@ -26,6 +28,13 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
     }
     counter
+}
+
+/// The words of child (`tag` = [`DERIVE`]) or block (0) number `index` of the key of these words.
+#[inline]
+fn cipher([a, b, c, d]: [u32; 4], index: u64, tag: u32) -> [u32; 4] {
+    debug_assert!(index >> 63 == 0, "the top bit tells derivations from blocks");
+    philox4x32_10([index as u32, (index >> 32) as u32 | tag, c, d], [a, b])
 }
 
 /// What a run's randomness is for: the first derivation below the seed, so that no phase repeats another's draws.
@@ -45,6 +54,8 @@ pub enum Phase {
     Init = 5,
     /// Drawing a data set.
     Data = 6,
+    /// Fitting a detector.
+    Fit = 7,
 }
 
 /// A name for a stream of random bits. Copying a key copies the stream: derive a child for each separate use.
@@ -60,20 +71,45 @@ pub enum Phase {
 pub struct Key {
     key: [u32; 2],
     high: [u32; 2],
+    /// The words that the key would have without [`Key::image`].
+    common: [u32; 4],
 }
 
 impl Key {
     /// The key of a run with this seed.
     #[must_use]
     pub const fn root(seed: u64) -> Self {
-        Self { key: [seed as u32, (seed >> 32) as u32], high: [0, 0] }
+        let [low, high] = [seed as u32, (seed >> 32) as u32];
+        Self { key: [low, high], high: [0, 0], common: [low, high, 0, 0] }
     }
 
     /// The child of this key numbered `index` (below 2^63).
     #[must_use]
     pub fn at(self, index: u64) -> Self {
-        let [a, b, c, d] = self.cipher(index, DERIVE);
-        Self { key: [a, b], high: [c, d] }
+        Self { common: cipher(self.common, index, DERIVE), ..self.image(index) }
+    }
+
+    /// The child of this key for the image `id`: [`at`](Self::at), but for what all images [share](Self::shared).
+    #[must_use]
+    pub fn image(self, id: u64) -> Self {
+        let [a, b, c, d] = cipher(self.words(), id, DERIVE);
+        Self { key: [a, b], high: [c, d], common: self.common }
+    }
+
+    /// The key that this one has in common with those of all other images: of the same seed, phase, step, draw and
+    /// operation, in any batch or shard. No image's own key is like it.
+    ///
+    /// ```
+    /// # use game::Key;
+    /// let [one, other] = [3, 4].map(|id| Key::root(7).image(id).at(0));
+    /// assert_ne!(one, other);
+    /// assert_eq!(one.shared(), other.shared());
+    /// assert_ne!(one.shared(), one.at(1).shared());
+    /// ```
+    #[must_use]
+    pub fn shared(self) -> Self {
+        let [a, b, c, d] = cipher(self.common, SHARED, DERIVE);
+        Self { key: [a, b], high: [c, d], common: self.common }
     }
 
     /// The child of this key for one phase of a run.
@@ -86,20 +122,13 @@ impl Key {
     #[inline]
     #[must_use]
     pub fn block(self, index: u64) -> [u32; 4] {
-        self.cipher(index, 0)
+        cipher(self.words(), index, 0)
     }
 
     /// The four words a device needs to draw this key's blocks: key low, key high, counter words 2 and 3.
     #[must_use]
     pub const fn words(self) -> [u32; 4] {
         [self.key[0], self.key[1], self.high[0], self.high[1]]
-    }
-
-    #[inline]
-    fn cipher(self, index: u64, tag: u32) -> [u32; 4] {
-        debug_assert!(index >> 63 == 0, "the top bit tells derivations from blocks");
-        let counter = [index as u32, (index >> 32) as u32 | tag, self.high[0], self.high[1]];
-        philox4x32_10(counter, self.key)
     }
 
     /// One uniform number in `[0, 1)` with 53 random bits: the first of this key's stream.
@@ -333,6 +362,23 @@ mod tests {
         let [a, b, c, d] = key.block(0);
         assert_ne!(key.at(0).words(), [a, b, c, d]);
         assert_ne!(key.phase(Phase::Before), key.phase(Phase::After));
+    }
+
+    #[test]
+    fn images_keep_their_own_draws_and_share_others() {
+        let phase = Key::root(5).phase(Phase::Attack);
+        let path = |key: Key| key.at(2).at(0).at(1);
+        // What an image draws by itself does not depend on how its key was made.
+        assert_eq!(path(phase.image(9)).words(), path(phase.at(9)).words());
+        assert_eq!(path(phase.image(9)).shared(), path(phase.image(8)).shared());
+        assert_ne!(path(phase.at(9)).shared(), path(phase.at(8)).shared());
+        for other in [phase.image(9).at(2).at(0).at(0), phase.image(9).at(3).at(0).at(1), path(Key::root(5).image(9))] {
+            assert_ne!(path(phase.image(9)).shared(), other.shared());
+        }
+        // The image 2 at step 0 has the path of what step 2 and draw 0 share.
+        let (own, shared) = (phase.image(2).at(0).at(1), phase.image(9).at(2).at(0).at(1).shared());
+        assert!(own.words() != shared.words() && own.at(0).words() != shared.words());
+        assert_eq!(shared.shared(), shared);
     }
 
     #[test]

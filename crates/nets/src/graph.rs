@@ -172,6 +172,12 @@ impl Graph {
         self.nodes.iter().flat_map(|node| node.op.parameters()).collect()
     }
 
+    /// Whether the logits depend on keys: whether there is randomness inside.
+    #[must_use]
+    pub fn is_stochastic(&self) -> bool {
+        self.nodes.iter().any(|node| matches!(node.op, Op::Prune { .. }))
+    }
+
     /// How many nodes read each node; the logits count as read once.
     #[must_use]
     pub fn readers(&self) -> Vec<usize> {

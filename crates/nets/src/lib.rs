@@ -2,11 +2,12 @@
 //!
 //! A [`Spec`] names an architecture and gives its [`Graph`]; [`Weights`] come from a file ([`weights::load`], then
 //! [`weights::prepare`]) or from a key ([`weights::initialise`]). [`Network`] runs the two frozen, [`Trainee`] trains
-//! them.
+//! them. [`Inside`] makes a trained network stochastic.
 
 mod fold;
 mod fused;
 pub mod graph;
+mod inside;
 mod network;
 pub mod ops;
 pub mod spec;
@@ -16,6 +17,7 @@ pub mod weights;
 
 pub use fold::fold;
 pub use graph::{Conv, Graph, Id, Node, Op, Padding};
+pub use inside::Inside;
 pub use network::Network;
 pub use simd::Isa;
 pub use spec::Spec;

@@ -6,15 +6,15 @@ use game::{Classifier, Key};
 use crate::{
     Graph, Op, Weights,
     fold::{fold, get},
-    ops::{Activation, Affine, Frozen, Window},
+    ops::{self, Activation, Affine, Frozen, Window},
     steps::{Step, run, stateless, steps},
 };
 
 /// A frozen network in evaluation mode: batch normalisation uses its running statistics.
 ///
 /// It computes in its weights' type, f32 or f64, and asks for images of that type. Gradients reach the input; the
-/// weights have none. On the CPU an image's logits and gradient are the same bits in every batch and on any number of
-/// threads.
+/// weights have none. A stochastic graph asks for one key per image. On the CPU an image's logits and gradient are the
+/// same bits in every batch and on any number of threads.
 #[derive(Debug)]
 pub struct Network {
     steps: Vec<Step>,
@@ -31,6 +31,11 @@ enum Layer {
     /// Takes `(n, c)` as images of one pixel.
     Linear(Frozen),
     Affine(Affine),
+    /// With keys derived at `index`.
+    Prune {
+        samples: f64,
+        index: u64,
+    },
     Stateless,
 }
 
@@ -85,15 +90,20 @@ impl Layer {
                 let (centre, shift) = (part("running_mean")?, part("bias")?);
                 Self::Affine(Affine { centre, scale, shift, activation: step.activation })
             }
+            &Op::Prune { samples, index } => Self::Prune { samples, index },
             _ => Self::Stateless,
         })
     }
 
-    fn apply(&self, step: &Step, inputs: &[&Tensor]) -> Result<Tensor> {
+    fn apply(&self, step: &Step, inputs: &[&Tensor], keys: &[Key]) -> Result<Tensor> {
         match self {
             Self::Conv(conv) => conv.apply(inputs[0], inputs.get(1).copied()),
             Self::Linear(linear) => linear.apply(&inputs[0].unsqueeze(2)?.unsqueeze(3)?, None)?.flatten_from(1),
             Self::Affine(affine) => affine.apply(inputs[0]),
+            Self::Prune { samples, index } => {
+                let keys: Vec<Key> = keys.iter().map(|key| key.at(*index)).collect();
+                ops::prune(inputs[0], *samples, &keys)
+            }
             Self::Stateless => stateless(step, inputs),
         }
     }
@@ -108,10 +118,10 @@ impl Classifier for Network {
         &self.device
     }
 
-    fn logits(&self, x: &Tensor, _keys: &[Key]) -> Result<Tensor> {
+    fn logits(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
         if x.dtype() != self.dtype {
             bail!("the network computes in {:?}: convert the images from {:?} first", self.dtype, x.dtype());
         }
-        run(&self.steps, x, |index, inputs| self.layers[index].apply(&self.steps[index], inputs))
+        run(&self.steps, x, |index, inputs| self.layers[index].apply(&self.steps[index], inputs, keys))
     }
 }

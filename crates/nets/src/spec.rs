@@ -1,8 +1,14 @@
 //! The catalogue of architectures.
 
+mod inception;
+mod wide;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Conv, Graph, Id, Node, Op, Padding};
+
+pub use inception::InceptionV3;
+pub use wide::WideResnet;
 
 /// Why a specification gives no network; the text names the field and what it accepts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +25,10 @@ pub enum Spec {
     Resnet(Resnet),
     /// MobileNetV2.
     MobilenetV2(MobilenetV2),
+    /// The wide residual networks for 32x32 images.
+    WideResnet(WideResnet),
+    /// Inception-v3.
+    InceptionV3(InceptionV3),
 }
 
 /// The residual networks of He et al. 2016, section 4.2: three stages of `(depth - 2) / 6` basic blocks.
@@ -35,6 +45,9 @@ pub struct CifarResnet {
     /// How a block that changes its shape passes its input on.
     #[serde(default)]
     pub shortcut: Shortcut,
+    /// The activation of the blocks; that of the first layer is always ReLU.
+    #[serde(default, skip_serializing_if = "Activation::is_relu")]
+    pub activation: Activation,
     /// The number of classes.
     #[serde(default = "ten")]
     pub classes: usize,
@@ -44,6 +57,44 @@ pub struct CifarResnet {
     /// What the pixels are then divided by, per channel.
     #[serde(default = "imagenet_std")]
     pub std: [f64; 3],
+}
+
+/// The activation of a network's blocks: after every normalisation but the last of a block, and after its sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Activation {
+    /// `max(x, 0)`.
+    #[default]
+    Relu,
+    /// k-winners-take-all (Xiao et al. 2020) over all channels and pixels of a layer: see [`Op::KeepLargest`].
+    KWinnersTakeAll {
+        /// The share of the values that stay, in `(0, 1]`.
+        share: f64,
+    },
+}
+
+impl Activation {
+    /// Whether this is the default, which parameters do not mention.
+    #[must_use]
+    pub const fn is_relu(&self) -> bool {
+        matches!(self, Self::Relu)
+    }
+
+    const fn op(self) -> Op {
+        match self {
+            Self::Relu => Op::Relu,
+            Self::KWinnersTakeAll { share } => Op::KeepLargest { share },
+        }
+    }
+
+    fn check(self) -> Result<(), Invalid> {
+        match self {
+            Self::KWinnersTakeAll { share } if !(share > 0.0 && share <= 1.0) => {
+                Err(Invalid(format!("`activation.share` is {share}: it must be above 0, and at most 1")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The shortcut of a block that changes its shape (He et al. 2016, section 3.3).
@@ -68,6 +119,12 @@ pub struct Resnet {
     /// What comes before the first block.
     #[serde(default)]
     pub stem: Stem,
+    /// The activation of the blocks; that of the stem is always ReLU.
+    ///
+    /// With `k-winners-take-all`, a depth of 18, the CIFAR stem and no normalisation of the pixels (mean 0, std 1) this
+    /// is the `SparseResNet18` of Xiao et al. 2020.
+    #[serde(default, skip_serializing_if = "Activation::is_relu")]
+    pub activation: Activation,
     /// The number of classes.
     #[serde(default = "thousand")]
     pub classes: usize,
@@ -137,6 +194,9 @@ fn sixteen() -> usize {
 fn thousand() -> usize {
     1000
 }
+fn half() -> [f64; 3] {
+    [0.5; 3]
+}
 fn imagenet_mean() -> [f64; 3] {
     [0.485, 0.456, 0.406]
 }
@@ -146,19 +206,38 @@ fn imagenet_std() -> [f64; 3] {
 
 impl Spec {
     /// The accepted values of `name`.
-    pub const NAMES: [&'static str; 3] = ["cifar-resnet", "resnet", "mobilenet-v2"];
+    pub const NAMES: [&'static str; 5] = ["cifar-resnet", "resnet", "mobilenet-v2", "wide-resnet", "inception-v3"];
 
     /// One of each architecture, for tests and documentation.
     #[must_use]
     pub fn examples() -> Vec<Self> {
         let (mean, std) = (imagenet_mean(), imagenet_std());
-        let cifar = CifarResnet { depth: 20, width: 16, shortcut: Shortcut::A, classes: 10, mean, std };
+        let cifar = CifarResnet {
+            depth: 20,
+            width: 16,
+            shortcut: Shortcut::A,
+            activation: Activation::Relu,
+            classes: 10,
+            mean,
+            std,
+        };
+        let resnet = Resnet { depth: 18, stem: Stem::Imagenet, activation: Activation::Relu, classes: 1000, mean, std };
         vec![
             Self::CifarResnet(CifarResnet { depth: 8, shortcut: Shortcut::B, ..cifar.clone() }),
             Self::CifarResnet(cifar),
-            Self::Resnet(Resnet { depth: 18, stem: Stem::Cifar, classes: 10, mean, std }),
-            Self::Resnet(Resnet { depth: 50, stem: Stem::Imagenet, classes: 1000, mean, std }),
+            Self::Resnet(Resnet {
+                depth: 18,
+                stem: Stem::Cifar,
+                activation: Activation::KWinnersTakeAll { share: 0.1 },
+                classes: 10,
+                mean: [0.0; 3],
+                std: [1.0; 3],
+            }),
+            Self::Resnet(Resnet { stem: Stem::Cifar, classes: 10, ..resnet.clone() }),
+            Self::Resnet(Resnet { depth: 50, ..resnet }),
             Self::MobilenetV2(MobilenetV2 { classes: 1000, width: 1.0, padding: Edges::Symmetric, mean, std }),
+            Self::WideResnet(WideResnet { depth: 32, width: 10, classes: 10 }),
+            Self::InceptionV3(InceptionV3 { classes: 1000, mean: half(), std: half() }),
         ]
     }
 
@@ -169,6 +248,8 @@ impl Spec {
             Self::CifarResnet(spec) => spec.classes,
             Self::Resnet(spec) => spec.classes,
             Self::MobilenetV2(spec) => spec.classes,
+            Self::WideResnet(spec) => spec.classes,
+            Self::InceptionV3(spec) => spec.classes,
         }
     }
 
@@ -179,6 +260,18 @@ impl Spec {
             Self::CifarResnet(spec) => (spec.mean, spec.std),
             Self::Resnet(spec) => (spec.mean, spec.std),
             Self::MobilenetV2(spec) => (spec.mean, spec.std),
+            // Pixels from 0 to 255, which only matter to a standardisation where all are nearly the same.
+            Self::WideResnet(_) => ([0.0; 3], [1.0 / 255.0; 3]),
+            Self::InceptionV3(spec) => (spec.mean, spec.std),
+        }
+    }
+
+    /// The activation of the blocks, where it can be chosen.
+    const fn activation(&self) -> Activation {
+        match self {
+            Self::CifarResnet(spec) => spec.activation,
+            Self::Resnet(spec) => spec.activation,
+            _ => Activation::Relu,
         }
     }
 
@@ -190,11 +283,14 @@ impl Spec {
     pub fn graph(&self) -> Result<Graph, Invalid> {
         self.check()?;
         let (mean, std) = self.normalisation();
-        let builder = Builder::new(mean, std);
+        let mut builder = Builder::new(mean, std);
+        builder.activation = self.activation();
         match self {
             Self::CifarResnet(spec) => spec.build(builder),
             Self::Resnet(spec) => spec.build(builder),
             Self::MobilenetV2(spec) => spec.build(builder),
+            Self::WideResnet(spec) => spec.build(builder),
+            Self::InceptionV3(spec) => Ok(spec.build(builder)),
         }
     }
 
@@ -206,7 +302,7 @@ impl Spec {
         if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s <= 0.0) {
             return Err(Invalid(format!("`mean` {mean:?} must be finite, and `std` {std:?} positive")));
         }
-        Ok(())
+        self.activation().check()
     }
 }
 
@@ -325,11 +421,15 @@ struct Builder {
     channels: Vec<usize>,
     /// Whether convolutions of stride 2 pad as TensorFlow's `SAME`.
     same: bool,
+    /// What normalisations add to the variance.
+    eps: f64,
+    /// The activation of blocks that can choose it.
+    activation: Activation,
 }
 
 impl Builder {
     fn new(mean: [f64; 3], std: [f64; 3]) -> Self {
-        let mut net = Self { nodes: vec![], channels: vec![], same: false };
+        let mut net = Self { nodes: vec![], channels: vec![], same: false, eps: 1e-5, activation: Activation::Relu };
         net.push(Op::Input, &[], 3);
         net.push(Op::Normalise { mean: mean.into(), std: std.into() }, &[0], 3);
         net
@@ -362,11 +462,16 @@ impl Builder {
 
     fn norm(&mut self, x: Id, name: &str) -> Id {
         let channels = self.channels[x];
-        self.push(Op::BatchNorm { name: name.to_owned(), channels, eps: 1e-5 }, &[x], channels)
+        self.push(Op::BatchNorm { name: name.to_owned(), channels, eps: self.eps }, &[x], channels)
     }
 
     fn relu(&mut self, x: Id) -> Id {
         self.push(Op::Relu, &[x], self.channels[x])
+    }
+
+    /// The activation of blocks.
+    fn activate(&mut self, x: Id) -> Id {
+        self.push(self.activation.op(), &[x], self.channels[x])
     }
 
     fn relu6(&mut self, x: Id) -> Id {
@@ -392,11 +497,11 @@ impl Builder {
     fn basic(&mut self, x: Id, shortcut: Id, name: &str, outputs: usize, stride: usize) -> Id {
         let mut x = self.conv(x, &format!("{name}.conv1"), outputs, 3, stride);
         x = self.norm(x, &format!("{name}.bn1"));
-        x = self.relu(x);
+        x = self.activate(x);
         x = self.conv(x, &format!("{name}.conv2"), outputs, 3, 1);
         x = self.norm(x, &format!("{name}.bn2"));
         x = self.add(x, shortcut);
-        self.relu(x)
+        self.activate(x)
     }
 
     /// A 1x1, a 3x3 and a 1x1 convolution, and the shortcut.
@@ -405,11 +510,11 @@ impl Builder {
             x = self.conv(x, &format!("{name}.conv{layer}"), outputs, kernel, stride);
             x = self.norm(x, &format!("{name}.bn{layer}"));
             if layer < 3 {
-                x = self.relu(x);
+                x = self.activate(x);
             }
         }
         x = self.add(x, shortcut);
-        self.relu(x)
+        self.activate(x)
     }
 
     /// An inverted residual: expansion, depthwise convolution, linear projection.
@@ -459,6 +564,10 @@ mod tests {
         assert_eq!(parameters(r#"{"name": "resnet", "depth": 34}"#), 21_797_672);
         assert_eq!(parameters(r#"{"name": "resnet", "depth": 50}"#), 25_557_032);
         assert_eq!(parameters(r#"{"name": "mobilenet-v2"}"#), 3_504_872);
+        // torchvision's without the auxiliary classifier, which timm counts too.
+        assert_eq!(parameters(r#"{"name": "inception-v3"}"#), 23_834_568);
+        // 45,873,072 in the 31 convolutions, 22,432 in the 31 normalisations, 6,410 in the linear layer.
+        assert_eq!(parameters(r#"{"name": "wide-resnet", "depth": 32}"#), 45_901_914);
     }
 
     #[test]
@@ -475,6 +584,21 @@ mod tests {
     }
 
     #[test]
+    fn parameters_do_not_mention_the_default_activation() {
+        let parse = |json: &str| serde_json::from_str::<Spec>(json).unwrap();
+        let plain = parse(r#"{"name": "resnet", "depth": 18}"#);
+        assert_eq!(plain, parse(r#"{"name": "resnet", "depth": 18, "activation": {"name": "relu"}}"#));
+        assert!(serde_json::to_value(&plain).unwrap().get("activation").is_none());
+        let sparse =
+            parse(r#"{"name": "resnet", "depth": 18, "activation": {"name": "k-winners-take-all", "share": 0.1}}"#);
+        let count = |spec: &Spec, op: Op| spec.graph().unwrap().nodes.iter().filter(|node| node.op == op).count();
+        assert_eq!((count(&sparse, Op::Relu), count(&sparse, Op::KeepLargest { share: 0.1 })), (1, 16));
+        assert_eq!((count(&plain, Op::Relu), count(&plain, Op::KeepLargest { share: 0.1 })), (17, 0));
+        let typo = r#"{"name": "resnet", "depth": 18, "activation": {"name": "k-winners-take-all", "k": 0.1}}"#;
+        assert!(serde_json::from_str::<Spec>(typo).is_err());
+    }
+
+    #[test]
     fn nonsense_is_refused_by_name() {
         let typo = serde_json::from_str::<Spec>(r#"{"name": "resnet", "deepth": 18}"#).unwrap_err();
         assert!(typo.to_string().contains("deepth") && typo.to_string().contains("depth"), "{typo}");
@@ -486,6 +610,13 @@ mod tests {
             (r#"{"name": "resnet", "depth": 18, "classes": 1}"#, "classes"),
             (r#"{"name": "resnet", "depth": 18, "std": [0.1, 0, 0.1]}"#, "std"),
             (r#"{"name": "mobilenet-v2", "width": 0}"#, "width"),
+            (r#"{"name": "wide-resnet", "depth": 28}"#, "6 n + 2"),
+            (r#"{"name": "wide-resnet", "depth": 32, "width": 0}"#, "width"),
+            (r#"{"name": "resnet", "depth": 18, "activation": {"name": "k-winners-take-all", "share": 0}}"#, "share"),
+            (
+                r#"{"name": "cifar-resnet", "depth": 8, "activation": {"name": "k-winners-take-all", "share": 2}}"#,
+                "share",
+            ),
         ] {
             let error = serde_json::from_str::<Spec>(json).unwrap().graph().unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

@@ -62,9 +62,10 @@ pub(crate) fn steps(graph: &Graph, into_conv: bool) -> Vec<Step> {
 }
 
 fn activation_of(op: &Op) -> Option<Activation> {
-    match op {
+    match *op {
         Op::Relu => Some(Activation::Relu),
         Op::Relu6 => Some(Activation::Relu6),
+        Op::LeakyRelu { slope } => Some(Activation::LeakyRelu { slope }),
         _ => None,
     }
 }
@@ -106,18 +107,16 @@ pub(crate) fn stateless(step: &Step, inputs: &[&Tensor]) -> Result<Tensor> {
             activation: Activation::None,
         }
         .apply(x),
-        Op::Relu => ops::activate(x, Activation::Relu),
-        Op::Relu6 => ops::activate(x, Activation::Relu6),
+        op @ (Op::Relu | Op::Relu6 | Op::LeakyRelu { .. }) => ops::activate(x, activation_of(op).unwrap_or_default()),
+        Op::KeepLargest { share } => ops::keep_largest(x, *share),
+        Op::Standardise => ops::standardise(x),
+        Op::Concat => Tensor::cat(inputs, 1),
         Op::Add => ops::add(x, inputs[1], step.activation),
         Op::MaxPool { kernel, stride, padding } => ops::max_pool(x, *kernel, *stride, *padding),
+        Op::AveragePool { kernel, stride, padding } => ops::average_pool(x, *kernel, *stride, *padding),
         Op::Subsample { stride, before, after } => ops::subsample(x, *stride, *before, *after),
         Op::GlobalAveragePool => ops::global_average_pool(x),
-        op @ (Op::LeakyRelu { .. }
-        | Op::KeepLargest { .. }
-        | Op::Prune { .. }
-        | Op::Standardise
-        | Op::Concat
-        | Op::AveragePool { .. }) => bail!("{op:?} is not implemented by this executor"),
+        Op::Prune { .. } => bail!("a stochastic network is trained without its randomness"),
         Op::Input | Op::Conv(_) | Op::BatchNorm { .. } | Op::Linear { .. } => {
             bail!("node {} of the graph cannot stand there", step.output)
         }

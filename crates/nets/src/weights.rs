@@ -133,8 +133,9 @@ pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>, Error> {
 
 /// The tensors that a graph needs, under the graph's names.
 ///
-/// Prefixes such as `module.` are dropped, timm's names of MobileNetV2 are taken for torchvision's, and
-/// `num_batches_tracked` is ignored. Half-precision tensors become f32. `path` is only named in errors.
+/// Prefixes such as `module.` are dropped, timm's names of MobileNetV2 and the names that CIFAR ResNets after
+/// `kuangliu/pytorch-cifar` give their shortcuts and last layer are taken for torchvision's, and `num_batches_tracked`
+/// and Inception's auxiliary classifier are ignored. Half-precision tensors become f32. `path` is only named in errors.
 ///
 /// # Errors
 /// If tensors are missing, misshapen or left over, or hold NaN, infinities or negative variances.
@@ -142,7 +143,7 @@ pub fn prepare(graph: &Graph, weights: Weights, path: &Path) -> Result<Weights, 
     let needed = graph.parameters();
     let mut found: Weights = weights
         .into_iter()
-        .filter(|(name, _)| !name.ends_with("num_batches_tracked"))
+        .filter(|(name, _)| !name.ends_with("num_batches_tracked") && !name.contains("AuxLogits."))
         .map(|(name, tensor)| (rename(&name, |name| needed.iter().any(|(n, _)| n == name)), tensor))
         .collect();
     let mut prepared = Weights::new();
@@ -192,7 +193,8 @@ fn rename(name: &str, needed: impl Fn(&str) -> bool) -> String {
     const PREFIXES: [&str; 5] = ["module.", "1.module.", "model.", "_orig_mod.", "net."];
     let mut short = name;
     while !needed(short) {
-        if let Some(renamed) = timm_mobilenet(short).filter(|renamed| needed(renamed)) {
+        let renamed = timm_mobilenet(short).or_else(|| kuangliu_resnet(short));
+        if let Some(renamed) = renamed.filter(|renamed| needed(renamed)) {
             return renamed;
         }
         match PREFIXES.iter().find_map(|prefix| short.strip_prefix(prefix)) {
@@ -201,6 +203,14 @@ fn rename(name: &str, needed: impl Fn(&str) -> bool) -> String {
         }
     }
     short.to_owned()
+}
+
+/// torchvision's name for a tensor of a ResNet that is named as in `kuangliu/pytorch-cifar`; none if it is not one.
+fn kuangliu_resnet(name: &str) -> Option<String> {
+    match name.strip_prefix("linear.") {
+        Some(part) => Some(format!("fc.{part}")),
+        None => name.contains(".shortcut.").then(|| name.replacen(".shortcut.", ".downsample.", 1)),
+    }
 }
 
 /// torchvision's name for a tensor of timm's `mobilenetv2`; none if it is not one.

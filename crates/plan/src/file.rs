@@ -501,7 +501,7 @@ fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Merges `over` into `base`: a table that names another variant (by `name` or `source`) replaces, any other refines.
+/// Merges `over` into `base`: a table that names another variant (by `name`, `source` or `rule`) replaces, any other refines.
 #[must_use]
 pub fn merged(base: &Table, over: &Table) -> Table {
     let mut result = base.clone();
@@ -516,7 +516,7 @@ pub fn merged(base: &Table, over: &Table) -> Table {
 }
 
 fn renames(old: &Table, new: &Table) -> bool {
-    ["name", "source"].iter().any(|key| new.get(*key).is_some_and(|name| old.get(*key) != Some(name)))
+    ["name", "source", "rule"].iter().any(|key| new.get(*key).is_some_and(|name| name.is_string() && old.get(*key) != Some(name)))
 }
 
 fn label_points(axis: &Axis) -> Result<(String, Vec<Point>), String> {

@@ -16,17 +16,32 @@ pub(crate) struct Data<'a> {
 
 impl Data<'_> {
     /// The images at `positions` as they train in one epoch, `(n, 3, h, w)` in host memory, and their labels.
-    pub fn training(&self, epoch: u32, positions: &[usize]) -> Result<(Tensor, Vec<u32>)> {
+    ///
+    /// `attack` moves them, given their labels and keys, on their way from augmentation to the defense.
+    pub fn training(
+        &self,
+        epoch: u32,
+        positions: &[usize],
+        attack: impl FnOnce(Tensor, &[u32], &[Key]) -> Result<Tensor>,
+    ) -> Result<(Tensor, Vec<u32>)> {
         let draws: Vec<Draws> = self.draws(epoch, positions);
         let x =
             self.batch(positions, |i, pixels, out| self.augment.draw(pixels, self.size(), draws[i].augment(), out))?;
-        self.finish(x, self.defense, &draws, positions)
+        let labels = self.labels(positions);
+        let keys: Vec<Key> = draws.iter().map(|draws| draws.attack()).collect();
+        let x = attack(x, &labels, &keys)?;
+        Ok((defend(self.defense, x, &draws)?, labels))
     }
 
     /// The images at `positions` as they validate: cut at the centre, defended if asked for.
     pub fn validation(&self, epoch: u32, positions: &[usize], defended: bool) -> Result<(Tensor, Vec<u32>)> {
         let x = self.batch(positions, |_, pixels, out| self.augment.centre(pixels, self.size(), out))?;
-        self.finish(x, self.defense.filter(|_| defended), &self.draws(epoch, positions), positions)
+        let x = defend(self.defense.filter(|_| defended), x, &self.draws(epoch, positions))?;
+        Ok((x, self.labels(positions)))
+    }
+
+    fn labels(&self, positions: &[usize]) -> Vec<u32> {
+        positions.iter().map(|&position| self.images.labels[position]).collect()
     }
 
     fn size(&self) -> (usize, usize) {
@@ -47,24 +62,12 @@ impl Data<'_> {
         }
         Tensor::from_vec(values, (positions.len(), 3, rows, columns), &Device::Cpu)
     }
+}
 
-    fn finish(
-        &self,
-        x: Tensor,
-        defense: Option<&dyn Defense>,
-        draws: &[Draws],
-        positions: &[usize],
-    ) -> Result<(Tensor, Vec<u32>)> {
-        let labels = positions.iter().map(|&position| self.images.labels[position]).collect();
-        let x = match defense {
-            Some(defense) => {
-                let keys: Vec<Key> = draws.iter().map(|draws| draws.defense()).collect();
-                defense.apply(&x, &keys)?
-            }
-            None => x,
-        };
-        Ok((x, labels))
-    }
+fn defend(defense: Option<&dyn Defense>, x: Tensor, draws: &[Draws]) -> Result<Tensor> {
+    let Some(defense) = defense else { return Ok(x) };
+    let keys: Vec<Key> = draws.iter().map(|draws| draws.defense()).collect();
+    defense.apply(&x, &keys)
 }
 
 /// How many of the rows `(n, k)` of logits have their largest entry (the first of equals) at their label.

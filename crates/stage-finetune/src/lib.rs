@@ -1,8 +1,9 @@
-//! Weights: imported, or trained on clean or defended data.
+//! Weights: imported, or trained on clean, defended or attacked data.
 //!
 //! One row per epoch; the weights are safetensors files beside the table, named by digest in it. After every epoch the
 //! whole state is stored in `resume/`, so a killed run goes on from its last whole epoch and ends with the same bytes.
 
+mod adversary;
 mod augment;
 mod data;
 mod init;
@@ -34,7 +35,7 @@ pub struct Finetune;
 impl Stage for Finetune {
     const NAME: &'static str = "finetune";
     const REVISION: u32 = 2;
-    const ABOUT: &'static str = "Weights of a network: imported, or trained on clean or defended images";
+    const ABOUT: &'static str = "Weights of a network: imported, or trained on clean, defended or attacked images";
     type Params = Params;
     type Row = FinetuneRow;
 

@@ -88,6 +88,10 @@ pub struct Training {
     pub keep: Keep,
     /// Whether the images left over after the last full batch of an epoch are skipped.
     pub drop_last: bool,
+    /// The attack that every training image undergoes against the network of that step, before it passes the defense:
+    /// one fresh run per image and epoch, away from the true class (Madry et al. 2018). Its last iterate trains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<attacks::Spec>,
 }
 
 impl Default for Training {
@@ -103,6 +107,7 @@ impl Default for Training {
             defend_validation: false,
             keep: Keep::Best,
             drop_last: true,
+            adversarial: None,
         }
     }
 }
@@ -186,6 +191,22 @@ impl Training {
         if self.augment.random_crop == Some(0) {
             return Err("training.augment.random_crop: 0 pixels are no image".to_owned());
         }
-        Ok(())
+        self.adversarial.as_ref().map_or(Ok(()), check_adversarial)
     }
+}
+
+/// Finds attacks that training cannot use.
+fn check_adversarial(attack: &attacks::Spec) -> Result<(), String> {
+    attack.check().map_err(|fault| format!("training.adversarial: {fault}"))?;
+    if attack.build().needs_guides() {
+        let name = attack.name();
+        return Err(format!(
+            "training.adversarial: `{name}` imitates other images, which training has not; take `pgd`"
+        ));
+    }
+    if attack.steps().len() != 1 {
+        let steps = attack.steps();
+        return Err(format!("training.adversarial: of the snapshots after {steps:?} steps one can train; name one"));
+    }
+    Ok(())
 }

@@ -39,7 +39,8 @@ pub fn order(seed: u64, epoch: u32, images: usize) -> Vec<usize> {
 pub struct Draws(Key);
 
 impl Draws {
-    /// Image `id` in epoch `epoch`.
+    /// Image `id` in epoch `epoch`. It shares nothing with other images (no [`Key::image`]): even transformations whose
+    /// order is shared elsewhere are applied image by image in the authors' training.
     pub fn of(seed: u64, epoch: u32, id: u32) -> Self {
         Self(Key::root(seed).phase(Phase::Train).at(u64::from(epoch)).at(u64::from(id)))
     }
@@ -52,6 +53,11 @@ impl Draws {
     /// For augmentation.
     pub fn augment(self) -> Key {
         self.0.at(1)
+    }
+
+    /// For the attack.
+    pub fn attack(self) -> Key {
+        self.0.at(2)
     }
 }
 
@@ -93,6 +99,7 @@ mod tests {
     fn every_use_has_its_own_draws() {
         let draws = Draws::of(0, 1, 7);
         assert_ne!(draws.defense(), draws.augment());
+        assert!(draws.attack() != draws.defense() && draws.attack() != draws.augment());
         for other in [Draws::of(1, 1, 7), Draws::of(0, 2, 7), Draws::of(0, 1, 8)] {
             assert_ne!(draws.defense(), other.defense());
         }

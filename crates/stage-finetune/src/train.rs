@@ -3,7 +3,8 @@
 use std::{path::Path, time::Instant};
 
 use artifact::FinetuneRow;
-use game::Classifier as _;
+use candle_core::Tensor;
+use game::{Classifier as _, Key};
 use nets::{
     AdamW, Graph, Network, Trainee, Weights,
     train::{Query, Settings},
@@ -12,15 +13,13 @@ use stage::{Context, Invalid};
 
 use crate::{
     Keep, Training,
+    adversary::Adversary,
     data::{Data, correct},
     init::fault,
     resume::{Resume, State},
     schedule,
     store::{self, Store},
 };
-
-/// Images times pixels that one evaluation may hold; bounds memory, changes no number.
-const PIXELS: usize = 400_000;
 
 /// Everything a run needs that is decided before it starts.
 pub(crate) struct Run<'a> {
@@ -48,7 +47,9 @@ impl Run<'_> {
             None => self.begin(initial()?, &validation)?,
         };
         self.store.prune(&state.rows);
-        self.announce(state.rows.len() as u32 - 1, training.len(), validation.len());
+        let spec = self.training.adversarial.as_ref();
+        let adversary = spec.map(|spec| Adversary::new(spec, self.data.defense, self.graph, &self.ctx.device));
+        self.announce(state.rows.len() as u32 - 1, training.len(), validation.len(), adversary.as_ref());
         let settings = Settings { weight_decay: self.training.weight_decay, ..Settings::default() };
         let mut trainee = Trainee::new(self.graph, &state.network, &self.ctx.device)?;
         let mut optimiser = match state.optimiser.is_empty() {
@@ -58,7 +59,7 @@ impl Run<'_> {
         while (state.rows.len() as u32) <= self.training.epochs {
             let start = Instant::now();
             let epoch = state.rows.len() as u32;
-            let pass = self.pass(epoch, &training, &mut trainee, &mut optimiser)?;
+            let pass = self.pass(epoch, &training, &mut trainee, &mut optimiser, adversary.as_ref())?;
             state.network = trainee.weights()?;
             state.optimiser = optimiser.state()?;
             let row = self.row(epoch, &pass, &state, &validation)?;
@@ -87,13 +88,18 @@ impl Run<'_> {
         Ok(State { rows: vec![row], network, optimiser: Weights::new() })
     }
 
-    fn announce(&self, done: u32, training: usize, validation: usize) {
+    fn announce(&self, done: u32, training: usize, validation: usize, adversary: Option<&Adversary<'_>>) {
         let epochs = self.training.epochs;
         let left = if done > 0 { format!(", going on after epoch {done}") } else { String::new() };
+        let images = u64::from(epochs - done.min(epochs)) * training as u64;
+        let attack = adversary.map(|adversary| {
+            let (name, cost) = (adversary.name(), adversary.cost());
+            format!(", {} forward and {} backward evaluations by {name}", images * cost.forward, images * cost.backward)
+        });
+        let attack = attack.unwrap_or_default();
         self.ctx.announce(&format!(
-            "training: {} epochs x {training} images = {} gradients of the weights, {validation} validation images{left}",
-            epochs,
-            u64::from(epochs - done.min(epochs)) * training as u64,
+            "training: {epochs} epochs x {training} images = {images} gradients of the weights{attack}, {validation} \
+             validation images{left}",
         ));
     }
 
@@ -104,6 +110,7 @@ impl Run<'_> {
         training: &[usize],
         trainee: &mut Trainee,
         optimiser: &mut AdamW,
+        adversary: Option<&Adversary<'_>>,
     ) -> anyhow::Result<Pass> {
         let order = schedule::order(self.data.seed, epoch, training.len());
         let positions: Vec<usize> = order.into_iter().map(|i| training[i]).collect();
@@ -115,7 +122,10 @@ impl Run<'_> {
             if self.training.drop_last && batch.len() < self.training.batch {
                 break;
             }
-            let (x, labels) = self.data.training(epoch, batch)?;
+            let (x, labels) = self.data.training(epoch, batch, |x, labels, keys| match adversary {
+                Some(adversary) => self.attacked(adversary, trainee, &x, labels, keys),
+                None => Ok(x),
+            })?;
             let Query { loss: value, logits, gradients } = trainee.query(&x.to_device(&self.ctx.device)?, &labels)?;
             if !value.is_finite() {
                 return Err(self.diverged(epoch, &format!("the loss of step {} is {value}", steps + 1)));
@@ -129,6 +139,21 @@ impl Run<'_> {
         }
         self.ctx.time("training_images", images, start.elapsed().as_secs_f64());
         Ok(Pass { steps, loss: sum / images as f64, accuracy: right as f64 / images as f64 })
+    }
+
+    /// Training images as an attack on the network as it stands leaves them.
+    fn attacked(
+        &self,
+        adversary: &Adversary<'_>,
+        trainee: &Trainee,
+        x: &Tensor,
+        labels: &[u32],
+        keys: &[Key],
+    ) -> candle_core::Result<Tensor> {
+        let start = Instant::now();
+        let (x, queries) = adversary.attack(&trainee.weights()?, x, labels, keys)?;
+        self.ctx.time("attack_queries", queries, start.elapsed().as_secs_f64());
+        Ok(x)
     }
 
     /// Stores and validates the weights of an epoch.
@@ -201,13 +226,12 @@ pub(crate) fn evaluate(
     weights: &Weights,
     data: &Data<'_>,
     positions: &[usize],
-    batch: impl Fn(&[usize]) -> candle_core::Result<(candle_core::Tensor, Vec<u32>)>,
+    batch: impl Fn(&[usize]) -> candle_core::Result<(Tensor, Vec<u32>)>,
 ) -> anyhow::Result<u32> {
     let network = Network::new(graph, weights, &ctx.device)?;
     let (height, width) = data.augment.size(data.images.height, data.images.width);
-    let size = (PIXELS / (height * width)).clamp(4, 128);
     let mut right = 0;
-    for positions in positions.chunks(size) {
+    for positions in positions.chunks(trained::batch_of(height * width)) {
         let (x, labels) = batch(positions)?;
         right += correct(&network.logits(&x.to_device(&ctx.device)?, &[])?, &labels)?;
     }

@@ -6,7 +6,7 @@ use arrow::{
     array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt64Array},
     datatypes::{DataType, Field, Schema},
 };
-use artifact::{AttackRow, Error, Reader, SampleRow, TimingRow, provenance, read};
+use artifact::{AttackRow, Error, Reader, Row as _, SampleRow, TimingRow, provenance, read};
 use parquet::{arrow::ArrowWriter, file::metadata::KeyValue};
 
 use crate::samples::{self, Sample};
@@ -88,7 +88,7 @@ fn another_kind_is_named() {
 fn parquet_of_others_is_foreign() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.parquet");
-    parquet_with(&path, &[("work", Arc::new(StringArray::from(vec!["a"])))], false);
+    parquet_with(&path, &[("work", Arc::new(StringArray::from(vec!["a"])))], None);
     let error = read::<TimingRow>(&path).unwrap_err();
     assert!(matches!(error, Error::Foreign { .. }));
     blame(&path, &error);
@@ -103,7 +103,7 @@ fn a_column_that_does_not_fit_is_named() {
     let whole: ArrayRef = Arc::new(UInt64Array::from(vec![1, 2]));
     let hole: ArrayRef = Arc::new(Float64Array::from(vec![Some(1.0), None]));
     let refusal = |columns: &[(&str, ArrayRef)]| {
-        parquet_with(&path, columns, true);
+        parquet_with(&path, columns, Some("timing"));
         let error = Reader::<TimingRow>::open(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>).unwrap_err();
         blame(&path, &error);
         std::error::Error::source(&error).unwrap().to_string()
@@ -117,15 +117,36 @@ fn a_column_that_does_not_fit_is_named() {
     assert_eq!(refusal(&[work, count, ("seconds", hole)]), "column `seconds` is null in row 1");
 }
 
-/// Writes columns as Parquet, with or without the provenance of a `timing` table.
-fn parquet_with(path: &Path, columns: &[(&str, ArrayRef)], provenance: bool) {
+/// Columns that came later may be missing, others may not.
+#[test]
+fn files_of_earlier_versions_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let batch = AttackRow::encode(&AttackRow::rows());
+    let schema = batch.schema();
+    let without = |gone: &[&str]| {
+        let columns = schema.fields().iter().zip(batch.columns());
+        let columns: Vec<(&str, ArrayRef)> =
+            columns.map(|(field, column)| (field.name().as_str(), column.clone())).collect();
+        let kept: Vec<_> = columns.into_iter().filter(|(name, _)| !gone.contains(name)).collect();
+        parquet_with(&path, &kept, Some("attack"));
+        read::<AttackRow>(&path)
+    };
+    let earlier = |row| AttackRow { flags: None, mean_probabilities: None, ..row };
+    let expected: Vec<AttackRow> = AttackRow::rows().into_iter().map(earlier).collect();
+    assert_eq!(without(&["flags", "mean_probabilities"]).unwrap().1, expected);
+    assert!(without(&["delta"]).is_err());
+}
+
+/// Writes columns as Parquet, with or without the provenance of a table of this kind.
+fn parquet_with(path: &Path, columns: &[(&str, ArrayRef)], kind: Option<&str>) {
     let field = |(name, column): &(&str, ArrayRef)| Field::new(*name, DataType::clone(column.data_type()), true);
     let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
     let batch = RecordBatch::try_new(schema.clone(), columns.iter().map(|(_, column)| column.clone()).collect());
     let mut writer = ArrowWriter::try_new(fs::File::create(path).unwrap(), schema, None).unwrap();
     writer.write(&batch.unwrap()).unwrap();
-    if provenance {
-        let from = artifact::Provenance { kind: "timing".to_owned(), ..samples::provenance() };
+    if let Some(kind) = kind {
+        let from = artifact::Provenance { kind: kind.to_owned(), ..samples::provenance() };
         let text = serde_json::to_string(&from).unwrap();
         writer.append_key_value_metadata(KeyValue::new("provenance".to_owned(), text));
     }

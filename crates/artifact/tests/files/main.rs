@@ -6,7 +6,7 @@ mod readers;
 mod samples;
 mod whole;
 
-use artifact::{AttackRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow, Writer, read};
+use artifact::{AttackRow, DetectorRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow, Writer, read};
 use samples::{Sample, provenance};
 
 /// Rows of every kind come back as they were written, with their provenance.
@@ -30,6 +30,7 @@ fn every_kind_comes_back() {
     check::<SampleRow>();
     check::<FinetuneRow>();
     check::<AttackRow>();
+    check::<DetectorRow>();
     check::<TheoryRow>();
     check::<ReportRow>();
     check::<TimingRow>();

@@ -58,7 +58,7 @@ def with_datasets(path, columns):
 
 
 expected = json.loads((folder / "expected.json").read_text())
-assert len(expected) == 6, expected.keys()
+assert len(expected) == 7, expected.keys()
 for kind, columns in expected.items():
     path = folder / f"{kind}.parquet"
     for reader in (with_pyarrow, with_pandas, with_polars, with_duckdb, with_datasets):

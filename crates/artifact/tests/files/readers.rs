@@ -5,7 +5,7 @@
 
 use std::{path::Path, process::Command};
 
-use artifact::{AttackRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow};
+use artifact::{AttackRow, DetectorRow, FinetuneRow, ReportRow, SampleRow, TheoryRow, TimingRow};
 use serde_json::{Map, Value};
 
 use crate::samples::{self, Sample};
@@ -22,6 +22,7 @@ fn everybody_reads_every_kind() {
     add::<SampleRow>(folder.path(), &mut expected);
     add::<FinetuneRow>(folder.path(), &mut expected);
     add::<AttackRow>(folder.path(), &mut expected);
+    add::<DetectorRow>(folder.path(), &mut expected);
     add::<TheoryRow>(folder.path(), &mut expected);
     add::<ReportRow>(folder.path(), &mut expected);
     add::<TimingRow>(folder.path(), &mut expected);

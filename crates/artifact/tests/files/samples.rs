@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use artifact::{AttackRow, FinetuneRow, Provenance, ReportRow, Row, SampleRow, Shard, TheoryRow, TimingRow, Writer};
+use artifact::{
+    AttackRow, DetectorRow, FinetuneRow, Provenance, ReportRow, Row, SampleRow, Shard, TheoryRow, TimingRow, Writer,
+};
 use serde_json::{Value, json};
 
 /// A 2x1 image, red and blue, as PNG: what Python's `zlib` and `struct` make of the PNG specification.
@@ -98,9 +100,7 @@ impl Sample for AttackRow {
             phase: "before".to_owned(),
             step: 0,
             votes: vec![3, 3, 999],
-            flags: None,
             mean_logits: None,
-            mean_probabilities: None,
             loss: None,
             linf: 0.0,
             l2: 0.0,
@@ -109,15 +109,15 @@ impl Sample for AttackRow {
             forward_queries: 0,
             backward_queries: 0,
             delta: None,
+            flags: None,
+            mean_probabilities: None,
         };
         let after = Self {
             target: Some(9),
             phase: "after".to_owned(),
             step: 50,
             votes: vec![],
-            flags: Some(vec![true, false]),
             mean_logits: Some(vec![1.5, -2.25]),
-            mean_probabilities: Some(vec![0.75, 0.25]),
             loss: Some(2.5),
             linf: 0.03125,
             l2: 1.75,
@@ -126,6 +126,8 @@ impl Sample for AttackRow {
             forward_queries: 50,
             backward_queries: 49,
             delta: Some(vec![0.03125, -0.03125, 0.0]),
+            flags: Some(vec![true, false, true]),
+            mean_probabilities: Some(vec![0.75, 0.25]),
             ..before.clone()
         };
         vec![before, after]
@@ -133,10 +135,23 @@ impl Sample for AttackRow {
     fn expected() -> Value {
         json!({
             "id": [7, 7], "label": [3, 3], "target": [null, 9], "phase": ["before", "after"], "step": [0, 50],
-            "votes": [[3, 3, 999], []], "flags": [null, [true, false]],
-            "mean_logits": [null, [1.5, -2.25]], "mean_probabilities": [null, [0.75, 0.25]], "loss": [null, 2.5],
+            "votes": [[3, 3, 999], []], "mean_logits": [null, [1.5, -2.25]], "loss": [null, 2.5],
             "linf": [0.0, 0.03125], "l2": [0.0, 1.75], "zero_gradient": [null, 0.125], "non_finite": [0, 2],
             "forward_queries": [0, 50], "backward_queries": [0, 49], "delta": [null, [0.03125, -0.03125, 0.0]],
+            "flags": [null, [true, false, true]], "mean_probabilities": [null, [0.75, 0.25]],
+        })
+    }
+}
+
+impl Sample for DetectorRow {
+    fn rows() -> Vec<Self> {
+        let seen = Self { predicted: 1, other: 0, images: 12, mean: Some(-0.5), standard_deviation: Some(0.25) };
+        vec![Self { predicted: 0, other: 1, images: 0, mean: None, standard_deviation: None }, seen]
+    }
+    fn expected() -> Value {
+        json!({
+            "predicted": [0, 1], "other": [1, 0], "images": [0, 12], "mean": [null, -0.5],
+            "standard_deviation": [null, 0.25],
         })
     }
 }

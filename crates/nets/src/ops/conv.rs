@@ -24,7 +24,7 @@ impl Default for Window {
     }
 }
 
-/// Cross-correlation of `x` `(n, c, h, w)` with `weight` `(o, c / groups, k, k)` and an optional `bias` `(o)`, with
+/// Cross-correlation of `x` `(n, c, h, w)` with `weight` `(o, c / groups, rows, columns)` and an optional `bias` `(o)`, with
 /// gradients for all of them.
 ///
 /// # Errors
@@ -156,7 +156,7 @@ fn bias_gradient<T: Element>(dy: &[T], o: usize, plane: usize) -> Vec<T> {
 /// No gradient of the weights is ever computed.
 #[derive(Clone, Debug)]
 pub struct Frozen {
-    /// `(o, c / groups, k, k)`, contiguous.
+    /// `(o, c / groups, rows, columns)`, contiguous.
     pub weight: Tensor,
     /// `(o)`, contiguous.
     pub bias: Option<Tensor>,

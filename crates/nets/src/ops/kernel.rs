@@ -23,7 +23,9 @@ pub(super) struct Geometry {
     pub o: usize,
     pub oh: usize,
     pub ow: usize,
-    k: usize,
+    /// Rows and columns of the kernel.
+    kh: usize,
+    kw: usize,
     stride: usize,
     top: usize,
     left: usize,
@@ -31,21 +33,21 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    /// Of images `(n, c, h, w)` and weights `(o, c / groups, k, k)`.
+    /// Of images `(n, c, h, w)` and weights `(o, c / groups, rows, columns)`.
     pub fn new(x: &[usize], weight: &[usize], window: &Window) -> Result<Self> {
-        let (&[n, c, h, w], &[o, per_group, k, k2]) = (x, weight) else {
-            bail!("a convolution takes images (n, c, h, w) and weights (o, c, k, k), not {x:?} and {weight:?}")
+        let (&[n, c, h, w], &[o, per_group, kh, kw]) = (x, weight) else {
+            bail!("a convolution takes images (n, c, h, w) and weights (o, c, rows, columns), not {x:?} and {weight:?}")
         };
         let Window { stride, padding, groups } = *window;
-        if stride == 0 || groups == 0 || k == 0 || k != k2 || c != per_group * groups || o % groups != 0 {
+        if stride == 0 || groups == 0 || kh == 0 || kw == 0 || c != per_group * groups || o % groups != 0 {
             bail!("images {x:?} do not fit weights {weight:?} in {groups} groups with stride {stride}");
         }
         let (height, width) = (h + padding.top + padding.bottom, w + padding.left + padding.right);
-        if height < k || width < k {
-            bail!("images {x:?} with {padding:?} are smaller than the {k}x{k} kernel");
+        if height < kh || width < kw {
+            bail!("images {x:?} with {padding:?} are smaller than the {kh}x{kw} kernel");
         }
-        let (oh, ow) = ((height - k) / stride + 1, (width - k) / stride + 1);
-        Ok(Self { n, c, h, w, o, oh, ow, k, stride, top: padding.top, left: padding.left, groups })
+        let (oh, ow) = ((height - kh) / stride + 1, (width - kw) / stride + 1);
+        Ok(Self { n, c, h, w, o, oh, ow, kh, kw, stride, top: padding.top, left: padding.left, groups })
     }
 
     pub fn output(&self) -> [usize; 4] {
@@ -70,18 +72,23 @@ impl Geometry {
 
     /// Products per output number.
     fn taps(&self) -> usize {
-        self.c / self.groups * self.k * self.k
+        self.c / self.groups * self.area()
+    }
+
+    /// Pixels of the kernel.
+    fn area(&self) -> usize {
+        self.kh * self.kw
     }
 
     /// The convolution that carries gradients back, where it is one: with a stride of 1, of the mirrored kernel.
     fn mirrored(&self) -> Option<Self> {
-        let last = self.k - 1;
-        let bottom = (self.oh + last).checked_sub(self.h + self.top)?;
-        let right = (self.ow + last).checked_sub(self.w + self.left)?;
-        let fits = self.stride == 1 && self.k > 1 && self.groups == 1;
-        let fits = fits && self.top.max(self.left).max(bottom).max(right) <= last;
+        let (below, beside) = (self.kh - 1, self.kw - 1);
+        let bottom = (self.oh + below).checked_sub(self.h + self.top)?;
+        let right = (self.ow + beside).checked_sub(self.w + self.left)?;
+        let fits = self.stride == 1 && self.area() > 1 && self.groups == 1;
+        let fits = fits && self.top.max(bottom) <= below && self.left.max(right) <= beside;
         let (c, o, h, w, oh, ow) = (self.o, self.c, self.oh, self.ow, self.h, self.w);
-        fits.then(|| Self { c, o, h, w, oh, ow, top: last - self.top, left: last - self.left, ..*self })
+        fits.then(|| Self { c, o, h, w, oh, ow, top: below - self.top, left: beside - self.left, ..*self })
     }
 
     fn is_depthwise(&self) -> bool {
@@ -90,7 +97,12 @@ impl Geometry {
 
     /// Whether the input is its own im2col matrix.
     fn is_direct(&self) -> bool {
-        self.k == 1 && self.stride == 1 && self.top == 0 && self.left == 0 && self.oh == self.h && self.ow == self.w
+        self.area() == 1
+            && self.stride == 1
+            && self.top == 0
+            && self.left == 0
+            && self.oh == self.h
+            && self.ow == self.w
     }
 
     /// Output rows that are worked on at once: a number that depends on the sizes alone.
@@ -123,15 +135,15 @@ impl Geometry {
         channel: usize,
         mut f: impl FnMut(usize, usize, usize, Range<usize>, usize),
     ) {
-        for ky in 0..self.k {
+        for ky in 0..self.kh {
             let rows = self.rows(ky);
-            for kx in 0..self.k {
+            for kx in 0..self.kw {
                 let columns = self.columns(kx);
                 if columns.is_empty() {
                     continue;
                 }
                 let from = columns.start * self.stride + kx - self.left;
-                let tap = (channel * self.k + ky) * self.k + kx;
+                let tap = (channel * self.kh + ky) * self.kw + kx;
                 for oy in rows.start.max(tile.start)..rows.end.min(tile.end) {
                     f(tap, channel * self.h + oy * self.stride + ky - self.top, oy, columns.clone(), from);
                 }
@@ -144,7 +156,7 @@ impl Geometry {
         let width = tile.len() * self.ow;
         matrix.resize(self.taps() * width, T::zero());
         for (tap, to) in matrix.chunks_exact_mut(width).enumerate() {
-            let (channel, ky, kx) = (tap / (self.k * self.k), tap / self.k % self.k, tap % self.k);
+            let (channel, ky, kx) = (tap / self.area(), tap / self.kw % self.kh, tap % self.kw);
             let (rows, columns) = (self.rows(ky), self.columns(kx));
             let rows = rows.start.clamp(tile.start, tile.end)..rows.end.clamp(tile.start, tile.end);
             if rows.is_empty() || columns.is_empty() {
@@ -332,9 +344,9 @@ pub(super) fn input_gradient<T: Element>(g: &Geometry, weight: &[T], dy: &[T]) -
     dx
 }
 
-/// Weights `(o, c, k, k)` as those of [`Geometry::mirrored`]: `(c, o, k, k)`, each kernel read backwards.
+/// Weights `(o, c, rows, columns)` as those of [`Geometry::mirrored`]: `(c, o, rows, columns)`, each kernel read backwards.
 fn mirror<T: Element>(g: &Geometry, weight: &[T]) -> Vec<T> {
-    let kernel = g.k * g.k;
+    let kernel = g.area();
     let mut mirrored = vec![T::zero(); weight.len()];
     for (index, from) in weight.chunks_exact(kernel).enumerate() {
         let (o, c) = (index / g.c, index % g.c);

@@ -63,7 +63,7 @@ pub(super) fn sum<T: Element>(x: &[T]) -> f64 {
 
 /// The sum of `of` over slices of one length, as [`sum`]. Long sums are cut so that f32 lanes stay accurate.
 #[inline]
-fn accumulate<T: Element, const N: usize>(slices: [&[T]; N], of: impl Fn([T; N]) -> T) -> f64 {
+pub(super) fn accumulate<T: Element, const N: usize>(slices: [&[T]; N], of: impl Fn([T; N]) -> T) -> f64 {
     const BLOCK: usize = LANES * 64;
     let n = slices[0].len();
     let mut total = 0.0;

@@ -1,8 +1,12 @@
 //! The same operations composed of candle's own, for other devices. Right on every device, and quick on none.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
+use game::Key;
 
-use super::{Activation, Statistics, Window};
+use super::{
+    Activation, Statistics, Window, dispatch, read,
+    volume::{PRUNE_EPS, thresholds, uniform},
+};
 
 pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
@@ -10,6 +14,7 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Relu => x.relu(),
         // Candle's clamp passes half a gradient at its bounds: here relu6(x) = relu(x) - relu(x - 6).
         Activation::Relu6 => x.relu()? - (x - 6.0)?.relu()?,
+        Activation::LeakyRelu { slope } => x.relu()? - (x.neg()?.relu()? * slope)?,
     }
 }
 
@@ -27,9 +32,8 @@ pub(super) fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, window:
     let Window { stride, padding, groups } = window;
     let x = x.pad_with_zeros(2, padding.top, padding.bottom)?.pad_with_zeros(3, padding.left, padding.right)?;
     // Candle's backward pass takes the input's size for the one that the output's suggests: cut what no window reads.
-    let (kernel, h, w) = (weight.dim(2)?, x.dim(2)?, x.dim(3)?);
-    let read = |size: usize| (size - kernel) / stride * stride + kernel;
-    let x = x.narrow(2, 0, read(h))?.narrow(3, 0, read(w))?;
+    let read = |size: usize, kernel: usize| (size - kernel) / stride * stride + kernel;
+    let x = x.narrow(2, 0, read(x.dim(2)?, weight.dim(2)?))?.narrow(3, 0, read(x.dim(3)?, weight.dim(3)?))?;
     let out = x.contiguous()?.conv2d(weight, 0, stride, 1, groups)?;
     match bias {
         Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
@@ -58,6 +62,53 @@ pub(super) fn max_pool(x: &Tensor, kernel: usize, stride: usize, padding: usize)
         Some(best) => best.broadcast_add(&lowest),
         None => Ok(x.clone()),
     }
+}
+
+pub(super) fn average_pool(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    let padded = x.pad_with_zeros(2, padding, padding)?.pad_with_zeros(3, padding, padding)?;
+    let (h, w) = (padded.dim(2)?, padded.dim(3)?);
+    let (oh, ow) = ((h - kernel) / stride + 1, (w - kernel) / stride + 1);
+    let part = |i: usize| every(&every(&padded, 2, i / kernel, stride, oh)?, 3, i % kernel, stride, ow);
+    let sum = (1..kernel * kernel).try_fold(part(0)?, |sum, i| sum + part(i)?)?;
+    sum / (kernel * kernel) as f64
+}
+
+/// Sums over the last three of four dimensions, which stay as ones.
+fn sum_images(x: &Tensor) -> Result<Tensor> {
+    x.sum_keepdim((1, 2, 3))
+}
+
+pub(super) fn standardise(x: &Tensor) -> Result<Tensor> {
+    let count = x.dims()[1..].iter().product::<usize>() as f64;
+    let centred = x.broadcast_sub(&(sum_images(x)? / count)?)?;
+    let variance = (sum_images(&centred.sqr()?)? / count)?;
+    // Chosen and not clamped: candle's maximum passes half a gradient on a tie.
+    let least = (variance.ones_like()? / count)?;
+    let variance = variance.detach().ge(&least)?.where_cond(&variance, &least)?;
+    centred.broadcast_div(&variance.sqrt()?)
+}
+
+pub(super) fn keep_largest(x: &Tensor, winners: usize) -> Result<Tensor> {
+    let image = x.dims()[1..].iter().product();
+    let thresholds = dispatch!(x.dtype(), T => {
+        read::<T, _>(&x.detach().to_device(&Device::Cpu)?, |x| thresholds(x, image, winners))?
+    });
+    let thresholds = Tensor::new(thresholds, x.device())?.to_dtype(x.dtype())?.reshape(((), 1, 1, 1))?;
+    let lost = x.detach().broadcast_lt(&thresholds)?;
+    lost.where_cond(&x.zeros_like()?, x)
+}
+
+pub(super) fn prune(x: &Tensor, samples: f64, keys: &[Key]) -> Result<Tensor> {
+    let image = x.dims()[1..].iter().product::<usize>();
+    let uniform = Tensor::from_vec(uniform(keys, image), x.shape(), x.device())?.to_dtype(x.dtype())?;
+    let magnitude = x.abs()?;
+    let sum = sum_images(&magnitude)?;
+    // Where all are zero the sum is taken for one, and none is kept.
+    let sum = (&sum + sum.detach().eq(0.0)?.to_dtype(x.dtype())?)?;
+    let rate = (sum.recip()? * (samples * image as f64))?;
+    let keep = (1.0 - magnitude.broadcast_mul(&rate)?.neg()?.exp()?)?;
+    let dropped = uniform.ge(&keep.detach())?;
+    dropped.where_cond(&x.zeros_like()?, &(x / (keep + PRUNE_EPS)?)?)
 }
 
 pub(super) fn subsample(x: &Tensor, stride: usize, before: usize, after: usize) -> Result<Tensor> {
@@ -129,19 +180,29 @@ mod tests {
             ([8, 8], 2, Padding { bottom: 1, right: 1, ..Padding::default() }, 4),
         ] {
             let window = Window { stride, padding, groups };
-            let arguments = [random(1, &[2, 4, size[0], size[1]]), random(2, &[4, 4 / groups, 3, 3]), random(3, &[4])];
-            agree(
-                &arguments,
-                |a| conv2d(&a[0], &a[1], Some(&a[2]), window),
-                |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window),
-            );
+            for kernel in [[3, 3], [1, 3], [3, 2]] {
+                let weight = random(2, &[4, 4 / groups, kernel[0], kernel[1]]);
+                agree(
+                    &[random(1, &[2, 4, size[0], size[1]]), weight, random(3, &[4])],
+                    |a| conv2d(&a[0], &a[1], Some(&a[2]), window),
+                    |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window),
+                );
+            }
         }
         let x = random(4, &[2, 3, 9, 8]);
         let one = std::slice::from_ref(&x);
         agree(one, |a| max_pool(&a[0], 3, 2, 1), |a| ops::max_pool(&a[0], 3, 2, 1));
         agree(one, |a| subsample(&a[0], 2, 1, 2), |a| ops::subsample(&a[0], 2, 1, 2));
+        for (kernel, stride, padding) in [(3, 1, 1), (2, 2, 0), (3, 2, 1)] {
+            agree(
+                one,
+                |a| average_pool(&a[0], kernel, stride, padding),
+                |a| ops::average_pool(&a[0], kernel, stride, padding),
+            );
+        }
         let wide = [(&x * 5.0).unwrap()];
-        for activation in [Activation::None, Activation::Relu, Activation::Relu6] {
+        let leaky = Activation::LeakyRelu { slope: 0.1 };
+        for activation in [Activation::None, Activation::Relu, Activation::Relu6, leaky] {
             agree(&wide, |a| activate(&a[0], activation), |a| ops::activate(&a[0], activation));
             agree(
                 &[x.clone(), random(5, &[3]), random(6, &[3])],
@@ -149,5 +210,17 @@ mod tests {
                 |a| Ok(ops::batch_norm(&a[0], &a[1], &a[2], 1e-5, activation)?.0),
             );
         }
+    }
+
+    #[test]
+    fn candles_operations_and_ours_agree_on_whole_images() {
+        let x = random(7, &[2, 3, 4, 5]);
+        let one = std::slice::from_ref(&x);
+        let keys = [Key::root(8).at(0), Key::root(8).at(1)];
+        agree(one, |a| standardise(&a[0]), |a| ops::standardise(&a[0]));
+        agree(&[(&x * 1e-2).unwrap()], |a| standardise(&a[0]), |a| ops::standardise(&a[0]));
+        agree(one, |a| keep_largest(&a[0], 12), |a| ops::keep_largest(&a[0], 0.2));
+        agree(one, |a| prune(&a[0], 2.0, &keys), |a| ops::prune(&a[0], 2.0, &keys));
+        agree(&[x.zeros_like().unwrap()], |a| prune(&a[0], 2.0, &keys), |a| ops::prune(&a[0], 2.0, &keys));
     }
 }

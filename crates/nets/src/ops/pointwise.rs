@@ -9,7 +9,7 @@ use super::{Element, dispatch, owned, plain, read, same_type, tensor, view, zero
 const CHUNK: usize = 1 << 14;
 
 /// What is applied to every number of a layer's output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Activation {
     /// Nothing.
     #[default]
@@ -18,6 +18,11 @@ pub enum Activation {
     Relu,
     /// `min(max(x, 0), 6)`, with derivative 0 at 0 and at 6.
     Relu6,
+    /// `max(x, slope x)`, with derivative `slope` at 0.
+    LeakyRelu {
+        /// In `[0, 1)`.
+        slope: f64,
+    },
 }
 
 impl Activation {
@@ -29,19 +34,21 @@ impl Activation {
             Self::Relu if x < T::zero() => T::zero(),
             Self::Relu6 if x < T::zero() => T::zero(),
             Self::Relu6 if x > T::of(6.0) => T::of(6.0),
-            Self::Relu | Self::Relu6 => x,
+            Self::LeakyRelu { slope } if x < T::zero() => T::of(slope) * x,
+            Self::Relu | Self::Relu6 | Self::LeakyRelu { .. } => x,
         }
     }
 
-    /// The gradient `dy` if it passes where the activation's value is `out`, else zero.
+    /// The gradient before the activation, where its value is `out` and the gradient after it `dy`.
     #[inline]
     pub(super) fn pass<T: Element>(self, out: T, dy: T) -> T {
-        let open = match self {
-            Self::None => true,
-            Self::Relu => out > T::zero(),
-            Self::Relu6 => out > T::zero() && out < T::of(6.0),
+        let (open, below) = match self {
+            Self::None => (true, T::zero()),
+            Self::Relu => (out > T::zero(), T::zero()),
+            Self::Relu6 => (out > T::zero() && out < T::of(6.0), T::zero()),
+            Self::LeakyRelu { slope } => (out > T::zero(), T::of(slope) * dy),
         };
-        if open { dy } else { T::zero() }
+        if open { dy } else { below }
     }
 }
 

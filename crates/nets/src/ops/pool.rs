@@ -1,5 +1,7 @@
 //! Pools and subsampling.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
 use rayon::prelude::*;
 
@@ -31,7 +33,7 @@ impl MaxPool {
         let &[n, c, h, w] = x else { bail!("a pool takes images (n, c, h, w), not {x:?}") };
         let Self { kernel, stride, padding } = *self;
         if stride == 0 || 2 * padding > kernel || h + 2 * padding < kernel || w + 2 * padding < kernel {
-            bail!("a {kernel}x{kernel} max-pool of stride {stride} and padding {padding} does not fit {x:?}");
+            bail!("a {kernel}x{kernel} pool of stride {stride} and padding {padding} does not fit {x:?}");
         }
         Ok([n, c, (h + 2 * padding - kernel) / stride + 1, (w + 2 * padding - kernel) / stride + 1])
     }
@@ -95,6 +97,92 @@ impl CustomOp1 for MaxPool {
                 });
                 dx
             }))??;
+            tensor(dx, x.shape()).map(Some)
+        })
+    }
+}
+
+/// Mean over `kernel x kernel` windows of `(n, c, h, w)`, the padding counted as zeros.
+///
+/// # Errors
+/// If a window would lie in the padding alone, or is larger than the padded plane.
+pub fn average_pool(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    let pool = AveragePool { kernel, stride, padding };
+    pool.output(x.dims())?;
+    if !x.device().is_cpu() {
+        return plain::average_pool(x, kernel, stride, padding);
+    }
+    x.contiguous()?.apply_op1(pool)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct AveragePool {
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+}
+
+impl AveragePool {
+    fn output(&self, x: &[usize]) -> Result<[usize; 4]> {
+        let Self { kernel, stride, padding } = *self;
+        MaxPool { kernel, stride, padding }.output(x)
+    }
+
+    /// Calls `f(output, inputs of one row of its window)` for every row of every window of one plane.
+    fn rows(&self, (h, w): (usize, usize), (oh, ow): (usize, usize), mut f: impl FnMut(usize, Range<usize>)) {
+        let Self { kernel, stride, padding } = *self;
+        let span = |o: usize, size: usize| {
+            let start = o * stride;
+            start.saturating_sub(padding)..(start + kernel - padding).min(size)
+        };
+        for oy in 0..oh {
+            for ox in 0..ow {
+                let columns = span(ox, w);
+                for y in span(oy, h) {
+                    f(oy * ow + ox, y * w + columns.start..y * w + columns.end);
+                }
+            }
+        }
+    }
+
+    /// One over the pixels of a window.
+    fn share<T: Element>(&self) -> T {
+        T::of(1.0 / (self.kernel * self.kernel) as f64)
+    }
+}
+
+impl CustomOp1 for AveragePool {
+    fn name(&self) -> &'static str {
+        "average-pool"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, _, h, w) = layout.shape().dims4()?;
+        let shape = self.output(layout.dims())?;
+        let [_, _, oh, ow] = shape;
+        dispatch!(x.dtype(), T => {
+            let x: &[T] = view(x, layout)?;
+            let mut out = zeros::<T>(shape.iter().product());
+            out.par_chunks_mut(oh * ow).zip(x.par_chunks(h * w)).for_each(|(out, x)| {
+                self.rows((h, w), (oh, ow), |to, from| out[to] = x[from].iter().fold(out[to], |sum, &x| sum + x));
+                out.iter_mut().for_each(|out| *out *= self.share::<T>());
+            });
+            Ok(owned(out, shape.to_vec()))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (_, _, h, w) = x.dims4()?;
+        let (_, _, oh, ow) = dy.dims4()?;
+        dispatch!(dy.dtype(), T => {
+            let dx = read::<T, _>(dy, |dy| {
+                let share: T = self.share();
+                let mut dx = zeros::<T>(x.elem_count());
+                dx.par_chunks_mut(h * w).zip(dy.par_chunks(oh * ow)).for_each(|(dx, dy)| {
+                    self.rows((h, w), (oh, ow), |from, to| dx[to].iter_mut().for_each(|dx| *dx += dy[from] * share));
+                });
+                dx
+            })?;
             tensor(dx, x.shape()).map(Some)
         })
     }
