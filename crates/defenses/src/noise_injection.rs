@@ -385,6 +385,7 @@ kernel::defense!(NoiseInjection);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
 
     const SHAPE: Shape = Shape { channels: 3, height: 40, width: 50 };
 
@@ -479,6 +480,14 @@ mod tests {
         let square = values.iter().map(|value| value * value).sum::<f64>() / n as f64;
         assert!(mean.abs() < 5.0 * (rate / n as f64).sqrt(), "{mean}");
         assert!((square / rate - 1.0).abs() < 5.0 * (2.0 / n as f64).sqrt(), "{square}");
+    }
+
+    #[test]
+    fn counts_are_divided_by_what_scikit_image_divides_them_by() {
+        let injection = NoiseInjection::default();
+        for case in golden::cases("poisson-noise") {
+            assert_eq!(injection.scale(&case.image), case.params["scale"][0]);
+        }
     }
 
     #[test]

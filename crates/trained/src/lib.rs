@@ -1,5 +1,7 @@
 //! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
 
+use std::sync::Once;
+
 use artifact::FinetuneRow;
 use candle_core::{DType, Device, Error};
 use game::Classifier;
@@ -73,15 +75,27 @@ impl Trained {
 /// How many images of this size to evaluate together.
 #[must_use]
 pub fn batch(images: &Images) -> usize {
-    (PIXELS / (images.height * images.width).max(1)).clamp(4, 128)
+    batch_of(images.height * images.width)
+}
+
+/// How many images of so many pixels to evaluate together.
+#[must_use]
+pub fn batch_of(pixels: usize) -> usize {
+    (PIXELS / pixels.max(1)).clamp(4, 128)
 }
 
 /// What runs frozen networks: the compiled plan on the CPU, autograd elsewhere and where the plan lacks an operation.
-fn executor(graph: &Graph, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
+///
+/// # Errors
+/// If a tensor is missing or does not fit, or cannot be moved to the device.
+pub fn executor(graph: &Graph, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
+    static SAID: Once = Once::new();
     if matches!(device, Device::Cpu) {
         match engine::Plan::new(graph, weights) {
             Ok(plan) => return Ok(Box::new(plan)),
-            Err(fault) if is_lack(&fault) => tracing::info!("slower, on autograd: {}", first_line(&fault)),
+            Err(fault) if is_lack(&fault) => {
+                SAID.call_once(|| tracing::info!("slower, on autograd: {}", first_line(&fault)));
+            }
             Err(fault) => return Err(fault),
         }
     }
