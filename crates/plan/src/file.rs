@@ -516,7 +516,9 @@ pub fn merged(base: &Table, over: &Table) -> Table {
 }
 
 fn renames(old: &Table, new: &Table) -> bool {
-    ["name", "source", "rule"].iter().any(|key| new.get(*key).is_some_and(|name| name.is_string() && old.get(*key) != Some(name)))
+    ["name", "source", "rule"]
+        .iter()
+        .any(|key| new.get(*key).is_some_and(|name| name.is_string() && old.get(*key) != Some(name)))
 }
 
 fn label_points(axis: &Axis) -> Result<(String, Vec<Point>), String> {
