@@ -28,6 +28,14 @@ impl Detector {
         }
     }
 
+    /// Forward evaluations of the network per image, beside the one it judges.
+    #[must_use]
+    pub const fn draws(&self) -> u32 {
+        match self {
+            Self::Odds(odds) => odds.draws,
+        }
+    }
+
     /// Whether the parameters make sense.
     ///
     /// # Errors
