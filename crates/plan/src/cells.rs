@@ -560,7 +560,11 @@ impl Planner<'_> {
             inputs: vec![images.address, network.address.clone()],
             files: vec![],
             parts: 1,
-            cost: Cost { votes: count.map_or(0, evaluations), unknown: u64::from(count.is_none()), ..Cost::default() },
+            cost: Cost {
+                detector: count.map_or(0, evaluations),
+                unknown: u64::from(count.is_none()),
+                ..Cost::default()
+            },
         })?;
         Ok((address, typed.detector))
     }
@@ -667,10 +671,12 @@ fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&De
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
+    let votes = images * rounds * u64::from(params.votes.draws);
     Cost {
         forward_queries: images * attack.cost().forward,
         gradient_queries: images * attack.cost().backward,
-        votes: images * rounds * u64::from(params.votes.draws) * (1 + detector.map_or(0, |it| it.draws().into())),
+        votes,
+        detector: votes * detector.map_or(0, |detector| detector.draws().into()),
         ..Cost::default()
     }
 }
