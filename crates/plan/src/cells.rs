@@ -5,11 +5,13 @@ use std::{
     path::PathBuf,
 };
 
+use defenses::Detector;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use stage::{Epoch, Stage};
 use stage_attack::Attack;
 use stage_finetune::{Finetune, Keep, Training};
+use stage_fit::Fit;
 use stage_report::{Cell, Claim, Protocol, Reading, RuleName, TheoryTable};
 use stage_sample::Sample;
 use stage_theory::Theory;
@@ -36,11 +38,15 @@ struct Base {
     finetuned: bool,
     #[serde(default)]
     finetuning: Option<Table>,
+    #[serde(default)]
+    inside: Option<Value>,
     defense: Table,
     attack: Table,
     goal: Table,
     #[serde(default)]
     votes: Option<Table>,
+    #[serde(default)]
+    detector: Option<UsedDetector>,
     /// The snapshot to report, where the attack takes several; the last one otherwise.
     #[serde(default)]
     step: Option<u32>,
@@ -56,6 +62,21 @@ struct Base {
     keep_logits: Option<Value>,
     #[serde(default)]
     keep_delta: Option<Value>,
+}
+
+/// A detector, how it is fitted, and how it is used.
+#[derive(Debug, Deserialize)]
+struct UsedDetector {
+    sample: Table,
+    #[serde(default)]
+    limit: Option<Value>,
+    #[serde(default)]
+    seed: Option<Value>,
+    #[serde(default)]
+    false_positive_rate: Option<Value>,
+    /// What is left is the detector's.
+    #[serde(flatten)]
+    detector: Table,
 }
 
 /// Weights by name, and what to do where no place has them.
@@ -297,7 +318,13 @@ impl Planner<'_> {
         let images = self.sample("sample", &base.sample)?;
         let network = self.network(&base)?;
         let mut params = json!({"defense": base.defense, "attack": base.attack, "goal": base.goal});
+        let detection = |used: &UsedDetector| match &used.false_positive_rate {
+            Some(rate) => json!({"false_positive_rate": rate}),
+            None => json!({}),
+        };
         let optional = [
+            ("inside", base.inside),
+            ("detector", base.detector.as_ref().map(detection)),
             ("votes", base.votes.map(Value::Object)),
             ("epoch", base.epoch),
             ("seed", base.seed),
@@ -317,22 +344,28 @@ impl Planner<'_> {
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
 
-        let inputs = [images.address, network.address.clone()];
-        let attack = self.attack(&typed, &inputs, images.count)?;
+        let mut inputs = vec![images.address, network.address.clone()];
+        let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
+        inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
+        let detector = fitted.map(|(_, detector)| detector);
+        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref())?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
             // The perturbation of a companion is no result.
             let companion = stage_attack::Params { attack: spec, keep_delta: false, ..typed.clone() };
-            companions.push(self.attack(&companion, &inputs, images.count)?);
+            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref())?);
         }
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
         let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
-        let undefended = undefended.map(|bare| self.attack(&bare, &inputs, images.count)).transpose()?;
+        let undefended = undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
+        if let Some(detector) = detector {
+            flatten("detector.", &json!(detector), &mut parameters);
+        }
         flatten("sample.", &Value::Object(base.sample), &mut parameters);
         parameters.insert("finetuned".to_owned(), Value::Bool(base.finetuned));
         let cell = Cell {
@@ -498,23 +531,57 @@ impl Planner<'_> {
         Ok(Network { address, model, training: typed.training })
     }
 
+    /// The fit job of a cell's detector, to the network that is attacked; its address, and the detector.
+    fn fit(
+        &mut self,
+        used: UsedDetector,
+        network: &Network,
+        attack: &stage_attack::Params,
+    ) -> Result<(String, Detector), Trouble> {
+        let images = self.sample("detector.sample", &used.sample)?;
+        let mut params = json!({"detector": used.detector, "epoch": attack.epoch});
+        let optional =
+            [("inside", attack.inside.as_ref().map(value).transpose()?), ("limit", used.limit), ("seed", used.seed)];
+        for (key, value) in optional {
+            if let Some(value) = value {
+                params[key] = value;
+            }
+        }
+        let named = |fault: String| if fault.starts_with("detector") { fault } else { format!("detector.{fault}") };
+        let (typed, params): (stage_fit::Params, Value) = typed(params).map_err(named)?;
+        typed.check().map_err(named)?;
+        let count = fewer(images.count, typed.limit);
+        let evaluations = |images| images * (1 + u64::from(typed.detector.draws()));
+        let address = self.jobs.add(Wanted {
+            stage: Fit::NAME,
+            revision: Fit::REVISION,
+            slug: typed.detector.name().to_owned(),
+            params,
+            inputs: vec![images.address, network.address.clone()],
+            files: vec![],
+            parts: 1,
+            cost: Cost { votes: count.map_or(0, evaluations), unknown: u64::from(count.is_none()), ..Cost::default() },
+        })?;
+        Ok((address, typed.detector))
+    }
+
     fn attack(
         &mut self,
         params: &stage_attack::Params,
         inputs: &[String],
         count: Option<u64>,
+        detector: Option<&Detector>,
     ) -> Result<String, Trouble> {
         params.check()?;
-        let images = params.limit.map_or(count, |limit| count.map(|count| count.min(limit.into())));
         let address = self.jobs.add(Wanted {
             stage: Attack::NAME,
             revision: Attack::REVISION,
-            slug: format!("{}--{}", params.defense.slug(), params.attack.slug()),
+            slug: format!("{}--{}", defended(params, detector), params.attack.slug()),
             params: value(params)?,
             inputs: inputs.to_vec(),
             files: vec![],
             parts: self.options.shards,
-            cost: cost(params, images),
+            cost: cost(params, fewer(count, params.limit), detector),
         })?;
         Ok(address)
     }
@@ -554,6 +621,7 @@ fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
         attack: attacks::None {}.into(),
         goal: stage_attack::Goal::Untargeted {},
         votes: stage_attack::Votes { draws: 1, ..stage_attack::Votes::default() },
+        detector: None,
         keep_logits: false,
         keep_delta: false,
         limit: attack.limit,
@@ -595,15 +663,31 @@ fn check_step(step: Option<u32>, attack: &stage_attack::Params) -> Result<(), St
     }
 }
 
-/// Votes are taken after every snapshot, and by the attack `none` before it too.
-fn cost(params: &stage_attack::Params, images: Option<u64>) -> Cost {
+/// A number of images under a limit.
+fn fewer(count: Option<u64>, limit: Option<u32>) -> Option<u64> {
+    limit.map_or(count, |limit| count.map(|count| count.min(limit.into())))
+}
+
+/// What an attack is up against, for eyes only: the defense, unless there is none and something else instead.
+fn defended(params: &stage_attack::Params, detector: Option<&Detector>) -> String {
+    let inside = params.inside.as_ref().map(nets::Inside::slug);
+    let mut others: Vec<String> =
+        inside.into_iter().chain(detector.map(|detector| detector.name().to_owned())).collect();
+    if others.is_empty() || params.defense.name() != "none" {
+        others.insert(0, params.defense.slug());
+    }
+    others.join("-")
+}
+
+/// Votes are taken after every snapshot, and by the attack `none` before it too; a detector looks at each.
+fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&Detector>) -> Cost {
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
     Cost {
         forward_queries: images * attack.cost().forward,
         gradient_queries: images * attack.cost().backward,
-        votes: images * rounds * u64::from(params.votes.draws),
+        votes: images * rounds * u64::from(params.votes.draws) * (1 + detector.map_or(0, |it| it.draws().into())),
         ..Cost::default()
     }
 }

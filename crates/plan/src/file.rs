@@ -341,7 +341,7 @@ impl Pipeline {
         let wrong = |reason| Error::File { path: path.into(), reason };
         let file = File::parse(&text, &name).map_err(wrong)?;
         let mut parts = Vec::new();
-        for part in &file.part {
+        for part in file.part.iter().filter(|_| file.kind == Kind::Collection) {
             let beside = path.with_file_name(format!("{}.toml", part.pipeline));
             if file.part.iter().filter(|other| other.label == part.label).count() > 1 {
                 return Err(wrong(format!("part: two parts are labelled `{}`", part.label)));
@@ -394,12 +394,12 @@ impl File {
 
     /// The pipeline as one scale sees it.
     fn settle(mut self, name: &str, scale: Scale, parts: Vec<Part>) -> Result<Pipeline, String> {
+        let part_axis = self.check_kind(&parts)?;
         let overlay = self.scale.remove(&scale).unwrap_or_default();
         for (other, overlay) in &self.scale {
             check_axes(&self.axis, overlay).map_err(|reason| format!("scale.{}: {reason}", other.name()))?;
         }
         check_axes(&self.axis, &overlay).map_err(|reason| format!("scale.{}: {reason}", scale.name()))?;
-        let part_axis = self.check_kind(&parts)?;
         let all = match self.kind {
             Kind::Collection => collected(&part_axis, &parts, &self.report)?,
             _ => self.axis.iter().map(label_points).collect::<Result<Vec<_>, _>>()?,
@@ -476,18 +476,16 @@ fn collected(part_axis: &str, parts: &[Part], report: &ReportTable) -> Result<Ve
     let point = |label: &str| Point { label: label.to_owned(), changes: Table::new() };
     let mut axes = vec![(part_axis.to_owned(), parts.iter().map(|part| point(&part.label)).collect::<Vec<_>>())];
     for part in parts {
-        let own = |axis: &String| part.pipeline.axes.iter().any(|(name, _)| name == axis);
+        let wrong = |reason: String| Err(format!("part `{}`: {reason}", part.label));
+        let own = |axis: &str| part.pipeline.axes.iter().any(|(name, _)| name == axis);
+        if own(part_axis) {
+            return wrong(format!("it has an axis `{part_axis}` of its own; call part_axis otherwise"));
+        }
         let placed = report.rows.iter().chain(&report.columns).filter(|axis| *axis != part_axis);
         if let Some(axis) = placed.into_iter().find(|axis| !own(axis)) {
-            return Err(format!("part `{}`: it has no axis `{axis}`, which the table is laid out by", part.label));
+            return wrong(format!("it has no axis `{axis}`, which the table is laid out by"));
         }
         for (axis, points) in &part.pipeline.axes {
-            if axis == part_axis {
-                return Err(format!(
-                    "part `{}`: it has an axis `{axis}` of its own; call part_axis otherwise",
-                    part.label
-                ));
-            }
             let index = axes.iter().position(|(known, _)| known == axis).unwrap_or_else(|| {
                 axes.push((axis.clone(), Vec::new()));
                 axes.len() - 1
@@ -513,7 +511,7 @@ fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Merges `over` into `base`: a table that names another variant (by `name` or `source`) replaces, any other refines.
+/// Merges `over` into `base`: a table that names another variant (by `name`, `source` or `rule`) replaces, any other refines.
 #[must_use]
 pub fn merged(base: &Table, over: &Table) -> Table {
     let mut result = base.clone();
@@ -528,7 +526,9 @@ pub fn merged(base: &Table, over: &Table) -> Table {
 }
 
 fn renames(old: &Table, new: &Table) -> bool {
-    ["name", "source"].iter().any(|key| new.get(*key).is_some_and(|name| old.get(*key) != Some(name)))
+    ["name", "source", "rule"]
+        .iter()
+        .any(|key| new.get(*key).is_some_and(|name| name.is_string() && old.get(*key) != Some(name)))
 }
 
 fn label_points(axis: &Axis) -> Result<(String, Vec<Point>), String> {

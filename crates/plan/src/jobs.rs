@@ -41,7 +41,7 @@ pub struct Cost {
     pub forward_queries: u64,
     /// Backward passes of one image, by attacks.
     pub gradient_queries: u64,
-    /// Forward passes of one image, by votes.
+    /// Forward passes of one image, by votes and by detectors.
     pub votes: u64,
     /// Training passes of one image.
     pub training_images: u64,

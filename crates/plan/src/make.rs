@@ -100,7 +100,7 @@ fn job_rules(plan: &Plan, job: &Job, options: &Options) -> Result<String> {
 
 /// The command that makes one part of a job.
 fn command(words: Words, plan: &Plan, job: &Job, shard: usize, options: &Options) -> Result<String> {
-    let heavy = matches!(job.stage, "finetune" | "attack");
+    let heavy = matches!(job.stage, "finetune" | "fit" | "attack");
     let mut text = if heavy { words.run.to_owned() } else { String::new() };
     write!(text, "{}{} --params {}", words.bin, job.stage, parameters(job, options)).expect("a string takes all");
     if job.parts > 1 {
@@ -199,7 +199,7 @@ pub fn garbage(root: &Path) -> Result<Vec<PathBuf>> {
         named.iter().filter_map(|path| path.rsplit_once('/')).map(|(folder, _)| folder).collect();
     let name = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
     let mut garbage = Vec::new();
-    for stage in ["sample", "finetune", "attack", "theory"] {
+    for stage in ["sample", "finetune", "fit", "attack", "theory"] {
         for folder in entries(&root.join("data").join(stage))? {
             if !folders.contains(name(&folder).as_str()) {
                 garbage.push(folder);

@@ -159,7 +159,8 @@ impl Folder {
     fn certain(&self, asked: u32) -> u32 {
         let parameters = self.parameters();
         let full = parameters.pointer("/votes/stop").and_then(Value::as_str) == Some("never")
-            || parameters.get("keep_logits").and_then(Value::as_bool) == Some(true);
+            || parameters.get("keep_logits").and_then(Value::as_bool) == Some(true)
+            || parameters.get("detector").is_some();
         if full { asked } else { asked.div_ceil(2) }
     }
 
