@@ -477,6 +477,7 @@ const fn title(quantity: Quantity) -> &'static str {
         Quantity::AttackedError => "Attacked error (all images count)",
         Quantity::SoftAttackSuccessRate => "Attack success rate of single draws",
         Quantity::RobustAccuracy => "Robust accuracy (right before and after)",
+        Quantity::InvarianceRate => "Invariance rate (single draws answered as without the defense)",
     }
 }
 
