@@ -57,7 +57,7 @@ pub(crate) fn decide(row: &AttackRow, rule: &Rule, asked: u32) -> Result<Decisio
 }
 
 /// The majority of `n` draws, if those at hand settle it; the smallest class wins ties.
-fn winner(votes: &[u16], n: u32) -> Option<u16> {
+pub(crate) fn winner(votes: &[u16], n: u32) -> Option<u16> {
     if votes.len() == n as usize {
         return majority(votes);
     }

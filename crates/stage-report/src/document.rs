@@ -51,11 +51,12 @@ impl<'a> Document<'a> {
         })
     }
 
-    /// The whole report; `inputs` are what it was made from.
-    pub(crate) fn markdown(&self, inputs: &[Input]) -> String {
+    /// The whole report; `figures` is their section, `inputs` are what it was made from.
+    pub(crate) fn markdown(&self, figures: &str, inputs: &[Input]) -> String {
         let params = self.params;
         let mut text =
             format!("# {}\n\n{}\n\n{}{}{}\n", params.title, params.analysis.trim(), TABLE[0], self.table(), TABLE[1]);
+        text += figures;
         let _ = write!(text, "## Beside it\n\n{}\n{}\n", BESIDE, self.details().markdown());
         for (title, items) in [("Warnings", self.warnings()), ("The paper's claims", self.claims())] {
             if !items.is_empty() {
@@ -273,7 +274,8 @@ fn round(number: f64) -> String {
     if number.fract() == 0.0 { format!("{number:.0}") } else { format!("{number:.1}") }
 }
 
-const fn title(quantity: Quantity) -> &'static str {
+/// A quantity's name for readers.
+pub(crate) const fn title(quantity: Quantity) -> &'static str {
     match quantity {
         Quantity::BenignAccuracy => "Benign accuracy",
         Quantity::AttackSuccessRate => "Attack success rate",

@@ -23,7 +23,7 @@ pub(crate) enum Selection {
 }
 
 impl Selection {
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Test => "test",
             Self::HeldOut => "held-out",

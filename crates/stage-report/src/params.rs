@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::Figure;
+
 /// Everything one report is made from; written by `plan` as `data/plan/<scale>/report--<pipeline>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +49,9 @@ pub struct Layout {
     /// test images themselves (as the paper does, an optimistic choice), and beside it cross-fitted: chosen on the
     /// images at even positions and judged on those at odd ones, and the other way round, the counts added.
     pub best_over: Vec<String>,
+    /// Figures beside the table.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub figure: Vec<Figure>,
 }
 
 /// What the printed table shows.
