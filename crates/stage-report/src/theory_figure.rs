@@ -130,17 +130,18 @@ fn stroke(index: usize) -> Stroke {
     Stroke { colour: colour(index), width: 1.5, dash: DASHES[index % DASHES.len()] }
 }
 
-fn entries(votes: &[Option<u32>], epsilon: f64) -> Vec<Entry> {
+fn entries(votes: &[Option<u32>], epsilon: f64) -> [Vec<Entry>; 2] {
     let entry = |label: String, stroke, marker| Entry { label, stroke, marker };
     let name = |votes: &Option<u32>| match votes {
         Some(1) => "1 vote".to_owned(),
         Some(votes) => format!("{votes} votes"),
         None => "infinitely many votes".to_owned(),
     };
-    let mut entries: Vec<Entry> =
-        votes.iter().enumerate().map(|(i, votes)| entry(name(votes), Some(stroke(i)), None)).collect();
-    entries.push(entry("simulated".to_owned(), None, Some((Marker::Circle, BLACK, true))));
+    let votes = votes.iter().enumerate().map(|(i, votes)| entry(name(votes), Some(stroke(i)), None));
     let dotted = Stroke { colour: BLACK, width: 1.8, dash: DOTTED };
-    entries.push(entry(format!("right for every shift within {epsilon}"), Some(dotted), None));
-    entries
+    let more = [
+        entry("simulated".to_owned(), None, Some((Marker::Circle, BLACK, true))),
+        entry(format!("right for every shift within {epsilon}"), Some(dotted), None),
+    ];
+    [votes.collect(), more.into()]
 }

@@ -62,9 +62,9 @@ fn padded(low: f64, high: f64) -> (f64, f64) {
     if low.is_finite() && high.is_finite() { (low - margin, high + margin) } else { (0.0, 1.0) }
 }
 
-/// About five round numbers between the ends.
+/// About six round numbers between the ends.
 fn round_ticks(low: f64, high: f64) -> Vec<(f64, String)> {
-    let rough = (high - low) / 5.0;
+    let rough = (high - low) / 6.0;
     let power = log10(rough).floor();
     let step = [1.0, 2.0, 5.0, 10.0].map(|step| step * exp10(power)).into_iter().find(|&step| step >= rough);
     let Some(step) = step.filter(|step| step.is_normal()) else { return Vec::new() };
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn ticks_are_round_numbers() {
         assert_eq!(labels(&Axis::linear("", 0.0, 1.0)), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
-        assert_eq!(labels(&Axis::linear("", -5.0, 7.0)), ["−5", "0", "5"]);
+        assert_eq!(labels(&Axis::linear("", -5.0, 7.0)), ["−4", "−2", "0", "2", "4", "6"]);
         assert_eq!(labels(&Axis::linear("", 0.0, 314.0)), ["0", "100", "200", "300"]);
         assert_eq!(labels(&Axis::log("", 10.0, 1000.0)), ["10", "20", "50", "100", "200", "500", "1000"]);
         assert_eq!(labels(&Axis::log("", 10.0, 4e6)), ["10", "100", "1000", "10000", "10⁵", "10⁶"]);

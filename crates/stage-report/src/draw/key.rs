@@ -1,6 +1,6 @@
 //! The key of a picture: what its lines and points mean.
 
-use super::{Anchor, BLACK, Colour, LABEL, Marker, Picture, Stroke, width};
+use super::{Anchor, BLACK, Colour, LABEL, Marker, Picture, Point, Stroke, width};
 
 const ROW: f64 = 15.0;
 const SAMPLE: f64 = 26.0;
@@ -15,23 +15,40 @@ pub(crate) struct Entry {
     pub marker: Option<(Marker, Colour, bool)>,
 }
 
-/// Draws entries from `left` to `left + limit`, in as many rows as they need; returns the height they take.
-pub(crate) fn key(picture: &mut Picture, (left, top): (f64, f64), limit: f64, entries: &[Entry]) -> f64 {
+impl Entry {
+    /// The room it takes along a row.
+    fn length(&self) -> f64 {
+        SAMPLE + 5.0 + width(&self.label, LABEL) + 14.0
+    }
+}
+
+/// Draws entries from `left` to `left + limit`, in as many rows as they need, a group on one row where it fits; returns
+/// the height they take.
+pub(crate) fn key(picture: &mut Picture, (left, top): Point, limit: f64, groups: &[Vec<Entry>]) -> f64 {
     let (mut x, mut y) = (left, top);
-    for entry in entries {
-        let length = SAMPLE + 5.0 + width(&entry.label, LABEL) + 14.0;
+    for group in groups {
+        let length: f64 = group.iter().map(Entry::length).sum();
         if x > left && x + length > left + limit {
             (x, y) = (left, y + ROW);
         }
-        let middle = y + ROW / 2.0;
-        if let Some(stroke) = entry.stroke {
-            picture.line(vec![(x, middle), (x + SAMPLE, middle)], stroke);
+        for entry in group {
+            if x > left && x + entry.length() > left + limit {
+                (x, y) = (left, y + ROW);
+            }
+            draw(picture, (x, y + ROW / 2.0), entry);
+            x += entry.length();
         }
-        if let Some((marker, colour, hollow)) = entry.marker {
-            picture.marker((x + SAMPLE / 2.0, middle), marker, 2.6, colour, hollow);
-        }
-        picture.text((x + SAMPLE + 5.0, middle + 0.35 * LABEL), Anchor::Start, LABEL, BLACK, &entry.label);
-        x += length;
     }
-    if entries.is_empty() { 0.0 } else { y + ROW - top }
+    if groups.iter().all(Vec::is_empty) { 0.0 } else { y + ROW - top }
+}
+
+/// One entry, its sample from this point to the right.
+fn draw(picture: &mut Picture, (x, middle): Point, entry: &Entry) {
+    if let Some(stroke) = entry.stroke {
+        picture.line(vec![(x, middle), (x + SAMPLE, middle)], stroke);
+    }
+    if let Some((marker, colour, hollow)) = entry.marker {
+        picture.marker((x + SAMPLE / 2.0, middle), marker, 2.6, colour, hollow);
+    }
+    picture.text((x + SAMPLE + 5.0, middle + 0.35 * LABEL), Anchor::Start, LABEL, BLACK, &entry.label);
 }

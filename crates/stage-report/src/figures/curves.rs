@@ -89,8 +89,8 @@ pub(super) fn draw(request: &Request<'_>, kind: &Curves) -> Result<Sketch, Usage
         let extras = Extras { intervals: kind.intervals, baselines: false, markers: snapshots <= MARKERS };
         series::plot(&mut picture, &frame, &series, &extras);
     }
-    let mut entries = styles.entries();
-    entries.extend(series::extra_entries(&all, false));
+    let mut entries = styles.entries(true);
+    entries.push(series::extra_entries(&all, false));
     series::finish(&mut picture, sheet.bottom(panels.len()), &entries);
     let caption = format!(
         "{} at the snapshots of one run for each line: the points of a line are not independent{}.",

@@ -164,10 +164,11 @@ impl<'a> Maps<'a> {
         const STEPS: usize = 40;
         let (left, top) = (self.page() - EDGE - SCALE + GAP - 6.0, top + 16.0);
         let height = self.map().1.max(2.0 * HEIGHT);
+        // Each shade reaches to the bottom, where the next covers it: no seams.
         for i in 0..STEPS {
-            let share = (i as f64 + 0.5) / STEPS as f64;
-            let at = (left, top + height * (1.0 - (i + 1) as f64 / STEPS as f64));
-            picture.block(at, (8.0, height / STEPS as f64 + 0.2), blues(share).0);
+            let from = height * i as f64 / STEPS as f64;
+            let share = 1.0 - (i as f64 + 0.5) / STEPS as f64;
+            picture.block((left, top + from), (8.0, height - from), blues(share).0);
         }
         picture.border((left, top), (8.0, height), Stroke::solid(GREY, 0.6));
         for share in [0.0, 0.5, 1.0] {

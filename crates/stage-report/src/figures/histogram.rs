@@ -11,12 +11,13 @@ use super::{
     lattice::Lattice,
     page,
     pivot::{Key, Request, key},
+    series,
 };
 use crate::{
     Cell, Params,
     decide::winner,
     document::unique,
-    draw::{Anchor, BLACK, GREY, Picture, Point, SMALL, Stroke, colour},
+    draw::{Anchor, BLACK, Entry, GREY, Marker, Picture, Point, SMALL, Stroke, colour},
 };
 
 const SIZE: Point = (130.0, 96.0);
@@ -56,7 +57,13 @@ pub(super) fn draw(request: &Request<'_>, kind: &Histogram) -> Result<Sketch> {
         counts.draw(&mut picture, lattice.corner(*i, *j), classes, highest);
         rows.extend(counts.rows(cell, request.params, classes));
     }
-    picture.height = lattice.bottom() + EDGE / 2.0;
+    let bars = Entry {
+        label: "majority votes before the attack".to_owned(),
+        stroke: None,
+        marker: Some((Marker::Square, colour(0), false)),
+    };
+    let truth = Entry { label: "true classes".to_owned(), stroke: Some(Stroke::solid(colour(1), 1.0)), marker: None };
+    series::finish(&mut picture, lattice.bottom() - EDGE / 2.0, &[vec![bars, truth]]);
     let caption = format!(
         "Share of the images that the majority votes for each class before the attack (bars, up to {:.1}%) and that are of \
          it (line).",

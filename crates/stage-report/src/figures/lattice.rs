@@ -38,7 +38,7 @@ impl<'a> Lattice<'a> {
 
     /// The corner of a small picture.
     pub(super) fn corner(&self, row: usize, column: usize) -> Point {
-        let below = self.top + self.lines as f64 * LEADING * LABEL + 4.0;
+        let below = self.top + self.lines as f64 * LEADING * LABEL + 6.0;
         let left = EDGE + self.labels + column as f64 * (self.size.0 + GAP);
         (left, below + row as f64 * (self.size.1 + GAP))
     }

@@ -49,8 +49,8 @@ pub(super) fn draw(request: &Request<'_>, kind: &Lines) -> Result<Sketch, Usage>
             .collect::<Result<Vec<_>, Usage>>()?;
         series::plot(&mut picture, &frame, &series, &extras);
     }
-    let mut entries = styles.entries();
-    entries.extend(series::extra_entries(&all, kind.baselines));
+    let mut entries = styles.entries(true);
+    entries.push(series::extra_entries(&all, kind.baselines));
     series::finish(&mut picture, sheet.bottom(panels.len()), &entries);
     Ok(Sketch { picture, caption: caption(kind, &all), rows })
 }

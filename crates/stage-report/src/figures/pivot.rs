@@ -55,7 +55,7 @@ pub(super) fn shown(axis: &str, label: &str) -> String {
         "quantity" => quantity().map_or(label, |quantity| named(quantity)).to_owned(),
         "selection" if label == Selection::Test.name() => "best, chosen on these images".to_owned(),
         "selection" if label == Selection::HeldOut.name() => "best, cross-fitted".to_owned(),
-        _ if number(label).is_some() => format!("{} {label}", axis.replace('_', " ")),
+        _ if number(label).is_some() => format!("{} = {label}", axis.replace('_', " ")),
         _ => label.to_owned(),
     }
 }
@@ -175,7 +175,7 @@ mod tests {
     fn labels_are_numbers_or_words() {
         assert_eq!((number("0.25"), number("8/255"), number("-3")), (Some(0.25), Some(8.0 / 255.0), Some(-3.0)));
         assert_eq!((number("PGD-50"), number("1/0"), number("inf"), number("a/b")), (None, None, None, None));
-        assert_eq!(shown("step_size", "1/255"), "step size 1/255");
+        assert_eq!(shown("step_size", "1/255"), "step size = 1/255");
         assert_eq!(shown("goal", "untargeted"), "untargeted");
         assert_eq!(shown("selection", "held-out"), "best, cross-fitted");
     }

@@ -4,12 +4,12 @@ use stage::Usage;
 
 use super::{
     Scatter, Sketch, blank, page,
-    pivot::{Request, key, title},
+    pivot::{Request, key, names},
     series::{self, Sheet, Styles, bar},
 };
 use crate::{
     document::title as named,
-    draw::{Anchor, Axis, BLACK, Frame, Picture, Point, SMALL, Stroke, width},
+    draw::{Anchor, Axis, BLACK, Colour, Frame, Picture, Point, SMALL, Stroke, width},
     line::Line,
 };
 
@@ -38,18 +38,24 @@ pub(super) fn draw(request: &Request<'_>, kind: &Scatter) -> Result<Sketch, Usag
         let frame = Frame { left, top, width: sheet.width, height: sheet.height, x, y };
         frame.draw(&mut picture, sheet.first(index));
         sheet.name(&mut picture, index, name);
-        let mut labels = Labels { frame: &frame, taken: Vec::new() };
+        let mut points = Vec::new();
         for (colour, marker, _, lines) in styles.series(lines) {
             for pair in lines.iter().filter_map(|line| pairs.iter().find(|pair| std::ptr::eq(pair.0, *line))) {
-                let Some(at) = cross(&mut picture, &frame, *pair, Stroke::solid(colour, 0.8)) else { continue };
-                picture.marker(at, marker, 2.6, colour, false);
-                labels.put(&mut picture, at, &title(&kind.labels, &key(pair.0, &kind.labels)));
+                let Some(cross) = Cross::new(&frame, *pair) else { continue };
+                cross.draw(&mut picture, colour);
+                picture.marker(cross.at, marker, 2.6, colour, false);
+                points.push((cross, key(pair.0, &kind.labels).join(", ")));
                 rows.extend([pair.0.row(request.params), pair.1.row(request.params)]);
             }
         }
+        label(&mut picture, &frame, &points);
     }
-    series::finish(&mut picture, sheet.bottom(panels.len()), &styles.entries());
-    let caption = format!("{} against {}; crosses, 95% intervals.", named(kind.y), named(kind.x));
+    series::finish(&mut picture, sheet.bottom(panels.len()), &styles.entries(false));
+    let mut caption = format!("{} against {}; crosses, 95% intervals", named(kind.y), named(kind.x));
+    if !kind.labels.is_empty() {
+        caption += &format!("; beside the points, {}", names(&kind.labels));
+    }
+    caption.push('.');
     Ok(Sketch { picture, caption, rows })
 }
 
@@ -73,42 +79,67 @@ fn axis(title: String, intervals: impl Iterator<Item = (f64, f64)>) -> Axis {
     Axis::linear(title, 100.0 * (low - margin).max(-0.03), 100.0 * (high + margin).min(1.03))
 }
 
-/// Both intervals of a point; the point.
-fn cross(picture: &mut Picture, frame: &Frame, (x, y): Pair<'_>, stroke: Stroke) -> Option<Point> {
-    let at = |x: f64, y: f64| frame.place(100.0 * x, 100.0 * y);
-    let ((x_value, y_value), (wide, high)) = (x.value.zip(y.value)?, x.interval.zip(y.interval)?);
-    let (from, to) = (at(wide.0, y_value), at(wide.1, y_value));
-    picture.line(vec![from, to], stroke);
-    for end in [from, to] {
-        picture.line(vec![(end.0, end.1 - 2.0), (end.0, end.1 + 2.0)], stroke);
+/// A point with its intervals.
+struct Cross {
+    at: Point,
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+}
+
+/// Left, top, right, bottom.
+type Spot = [f64; 4];
+
+impl Cross {
+    fn new(frame: &Frame, (x, y): Pair<'_>) -> Option<Self> {
+        let at = |x: f64, y: f64| frame.place(100.0 * x, 100.0 * y);
+        let (wide, high) = x.interval.zip(y.interval)?;
+        let ((left, bottom), (right, top)) = (at(wide.0, high.0), at(wide.1, high.1));
+        Some(Self { at: at(x.value?, y.value?), left, right, top, bottom })
     }
-    bar(picture, at(x_value, high.0), at(x_value, high.1), stroke.colour);
-    Some(at(x_value, y_value))
-}
 
-/// Labels of points, put where no other label is.
-struct Labels<'a> {
-    frame: &'a Frame,
-    /// Left, top, right, bottom.
-    taken: Vec<[f64; 4]>,
-}
-
-impl Labels<'_> {
-    fn put(&mut self, picture: &mut Picture, (x, y): Point, text: &str) {
-        let (wide, high) = (width(text, SMALL), SMALL);
-        let places = [(4.0, -3.0), (4.0, high + 2.0), (-4.0 - wide, -3.0), (-4.0 - wide, high + 2.0)];
-        let (left, right) = (self.frame.left, self.frame.left + self.frame.width);
-        let spot = |&(dx, dy): &(f64, f64)| [x + dx, y + dy - high, x + dx + wide, y + dy];
-        let free = |spot: &[f64; 4]| {
-            let apart =
-                |other: &[f64; 4]| spot[2] < other[0] || other[2] < spot[0] || spot[3] < other[1] || other[3] < spot[1];
-            spot[0] > left && spot[2] < right && self.taken.iter().all(apart)
-        };
-        let spots: Vec<[f64; 4]> = places.iter().map(spot).collect();
-        let place = spots.iter().copied().find(free).unwrap_or(spots[0]);
-        self.taken.push(place);
-        if !text.is_empty() {
-            picture.text((place[0], place[3]), Anchor::Start, SMALL, BLACK, text);
+    fn draw(&self, picture: &mut Picture, colour: Colour) {
+        let ((x, y), stroke) = (self.at, Stroke::solid(colour, 0.8));
+        picture.line(vec![(self.left, y), (self.right, y)], stroke);
+        for end in [self.left, self.right] {
+            picture.line(vec![(end, y - 2.0), (end, y + 2.0)], stroke);
         }
+        bar(picture, (x, self.bottom), (x, self.top), colour);
     }
+
+    /// What a label should not cover.
+    fn spots(&self) -> [Spot; 3] {
+        let (x, y) = self.at;
+        [
+            [x - 3.0, y - 3.0, x + 3.0, y + 3.0],
+            [self.left, y - 1.0, self.right, y + 1.0],
+            [x - 1.0, self.top, x + 1.0, self.bottom],
+        ]
+    }
+}
+
+/// Labels points where they cover least: points, intervals and the labels before them.
+fn label(picture: &mut Picture, frame: &Frame, points: &[(Cross, String)]) {
+    let mut taken: Vec<Spot> = points.iter().flat_map(|(cross, _)| cross.spots()).collect();
+    for (Cross { at: (x, y), .. }, text) in points.iter().filter(|(_, text)| !text.is_empty()) {
+        let (wide, high) = (width(text, SMALL), 0.75 * SMALL);
+        let around = [4.0, 9.0].into_iter().flat_map(|far| {
+            let (right, left) = (x + far, x - far - wide);
+            [(right, y - 3.0), (right, y + 3.0 + high), (left, y - 3.0), (left, y + 3.0 + high)]
+        });
+        let spot = |(left, bottom): Point| [left, bottom - high, left + wide, bottom];
+        let outside = |spot: &Spot| spot[0] < frame.left || spot[2] > frame.left + frame.width;
+        let cost = |spot: &Spot| {
+            let covered = taken.iter().filter(|other| overlap(spot, other)).count();
+            covered + if outside(spot) { 100 } else { 0 }
+        };
+        let Some(best) = around.map(spot).min_by_key(cost) else { continue };
+        picture.text((best[0], best[3]), Anchor::Start, SMALL, BLACK, text);
+        taken.push(best);
+    }
+}
+
+fn overlap(one: &Spot, other: &Spot) -> bool {
+    one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3]
 }

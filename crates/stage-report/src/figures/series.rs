@@ -117,27 +117,19 @@ impl<'a> Styles<'a> {
         series
     }
 
-    /// What colours and dashes stand for.
-    pub(super) fn entries(&self) -> Vec<Entry> {
-        let mut entries = Vec::new();
-        if self.colours.len() > 1 || !self.colour.is_empty() {
-            entries.extend(self.colours.iter().enumerate().map(|(i, labels)| {
-                let colour = draw::colour(i);
-                Entry {
-                    label: title(self.colour, labels),
-                    stroke: Some(Stroke::solid(colour, 1.5)),
-                    marker: Some((Marker::of(i), colour, false)),
-                }
-            }));
-        }
-        if !self.dash.is_empty() {
-            entries.extend(self.dashes.iter().enumerate().map(|(j, labels)| Entry {
-                label: title(self.dash, labels),
-                stroke: Some(Stroke { colour: BLACK, width: 1.5, dash: dash(j, self.dashes.len()) }),
-                marker: None,
-            }));
-        }
-        entries
+    /// What colours stand for, and what dashes do; without `lines`, markers only.
+    pub(super) fn entries(&self, lines: bool) -> Vec<Vec<Entry>> {
+        let colours = self.colours.iter().enumerate().map(|(i, labels)| {
+            let colour = draw::colour(i);
+            let stroke = lines.then(|| Stroke::solid(colour, 1.5));
+            Entry { label: title(self.colour, labels), stroke, marker: Some((Marker::of(i), colour, false)) }
+        });
+        let dashes = self.dashes.iter().enumerate().map(|(j, labels)| {
+            let stroke = Stroke { colour: BLACK, width: 1.5, dash: dash(j, self.dashes.len()) };
+            Entry { label: title(self.dash, labels), stroke: Some(stroke), marker: None }
+        });
+        let named = |axes: &[String], entries: Vec<Entry>| if axes.is_empty() { Vec::new() } else { entries };
+        vec![named(self.colour, colours.collect()), named(self.dash, dashes.collect())]
     }
 }
 
@@ -157,47 +149,72 @@ pub(super) struct Extras {
     pub markers: bool,
 }
 
+/// From one bar to the next at the same place, at most.
+const BAR: f64 = 2.6;
 /// Thin lines without a perturbation, and under uniform noise.
 const ZERO: &[f32] = &[1.0, 2.0];
 const NOISE: &[f32] = &[4.0, 2.0];
 
 /// Draws the lines of a panel: shades first, markers last.
 pub(super) fn plot(picture: &mut Picture, frame: &Frame, series: &[Series<'_>], extras: &Extras) {
-    for one in series.iter().filter(|_| extras.intervals == Intervals::Bands) {
+    // Bars at one place would cover each other.
+    let apart = if extras.intervals == Intervals::Bars { BAR.min(12.0 / series.len() as f64) } else { 0.0 };
+    let shift = |index: usize| apart * (index as f64 - (series.len() as f64 - 1.0) / 2.0);
+    let pens: Vec<Pen<'_>> = (0..series.len()).map(|index| Pen { frame, shift: shift(index) }).collect();
+    let pens = || series.iter().zip(&pens);
+    for (one, pen) in pens().filter(|_| extras.intervals == Intervals::Bands) {
         for run in runs(&one.points, |line| line.interval) {
-            let edge = |x: f64, y: f64| frame.place(x, y);
-            let low = run.iter().map(|(x, interval)| edge(*x, interval.0));
-            let high = run.iter().rev().map(|(x, interval)| edge(*x, interval.1));
+            let low = run.iter().map(|(x, interval)| pen.place(*x, interval.0));
+            let high = run.iter().rev().map(|(x, interval)| pen.place(*x, interval.1));
             picture.area(low.chain(high).collect(), one.colour, 0.16);
         }
     }
-    for one in series {
+    for (one, pen) in pens() {
+        let thin = |dash| Stroke { colour: one.colour, width: 0.7, dash };
         if extras.baselines {
-            for (dash, value) in [(ZERO, zero as fn(&Line) -> Option<f64>), (NOISE, noise)] {
-                draw_runs(picture, frame, &one.points, value, Stroke { colour: one.colour, width: 0.7, dash });
-            }
+            pen.runs(picture, &one.points, |line| line.zero, thin(ZERO));
+            pen.runs(picture, &one.points, |line| line.noise, thin(NOISE));
         }
-        if extras.intervals == Intervals::Bars {
-            for (x, line) in &one.points {
-                let Some((low, high)) = line.interval else { continue };
-                bar(picture, frame.place(*x, low), frame.place(*x, high), one.colour);
-            }
+        for (x, line) in one.points.iter().filter(|_| extras.intervals == Intervals::Bars) {
+            let Some((low, high)) = line.interval else { continue };
+            bar(picture, pen.place(*x, low), pen.place(*x, high), one.colour);
         }
-        draw_runs(picture, frame, &one.points, |line| line.value, one.stroke);
+        pen.runs(picture, &one.points, |line| line.paper, thin(one.stroke.dash));
+        pen.runs(picture, &one.points, |line| line.value, one.stroke);
     }
-    for one in series {
-        for (x, line) in &one.points {
-            if let Some(value) = line.value.filter(|_| extras.markers) {
-                picture.marker(frame.place(*x, value), one.marker, 2.6, one.colour, false);
-            }
-        }
+    for (one, pen) in pens() {
         for (x, line) in &one.points {
             if let Some(paper) = line.paper {
-                picture.marker(frame.place(*x, paper), one.marker, 3.4, one.colour, true);
+                picture.marker(pen.place(*x, paper), one.marker, 3.2, one.colour, true);
+            }
+            if let Some(value) = line.value.filter(|_| extras.markers) {
+                picture.marker(pen.place(*x, value), one.marker, 2.6, one.colour, false);
             }
         }
     }
 }
+
+/// Where one line's points are put: a little beside their places, for bars not to cover each other.
+struct Pen<'a> {
+    frame: &'a Frame,
+    shift: f64,
+}
+
+impl Pen<'_> {
+    fn place(&self, x: f64, y: f64) -> Point {
+        let (x, y) = self.frame.place(x, y);
+        (x + self.shift, y)
+    }
+
+    fn runs(&self, picture: &mut Picture, points: &[(f64, &Line)], value: Value, stroke: Stroke) {
+        for run in runs(points, value) {
+            picture.line(run.into_iter().map(|(x, y)| self.place(x, y)).collect(), stroke);
+        }
+    }
+}
+
+/// One of a line's numbers.
+type Value = fn(&Line) -> Option<f64>;
 
 /// Entries of the key for what is drawn beside the lines, as far as it is there.
 pub(super) fn extra_entries(lines: &[&Line], baselines: bool) -> Vec<Entry> {
@@ -215,7 +232,7 @@ pub(super) fn extra_entries(lines: &[&Line], baselines: bool) -> Vec<Entry> {
     }
     if lines.iter().any(|line| line.paper.is_some()) {
         let marker = Some((Marker::Circle, BLACK, true));
-        entries.push(Entry { label: "hollow: the paper".to_owned(), stroke: None, marker });
+        entries.push(Entry { label: "the paper's claim".to_owned(), stroke: None, marker });
     }
     entries
 }
@@ -226,26 +243,6 @@ pub(super) fn bar(picture: &mut Picture, (x, low): Point, (_, high): Point, colo
     picture.line(vec![(x, low), (x, high)], stroke);
     for y in [low, high] {
         picture.line(vec![(x - 2.0, y), (x + 2.0, y)], stroke);
-    }
-}
-
-const fn zero(line: &Line) -> Option<f64> {
-    line.zero
-}
-
-const fn noise(line: &Line) -> Option<f64> {
-    line.noise
-}
-
-fn draw_runs(
-    picture: &mut Picture,
-    frame: &Frame,
-    points: &[(f64, &Line)],
-    value: impl Fn(&Line) -> Option<f64>,
-    stroke: Stroke,
-) {
-    for run in runs(points, value) {
-        picture.line(run.into_iter().map(|(x, y)| frame.place(x, y)).collect(), stroke);
     }
 }
 
@@ -280,7 +277,7 @@ pub(super) fn with_quantity(colour: &[String], others: &[&[String]], lines: &[&L
 }
 
 /// Draws the key below the panels and ends the page there.
-pub(super) fn finish(picture: &mut Picture, bottom: f64, entries: &[Entry]) {
+pub(super) fn finish(picture: &mut Picture, bottom: f64, entries: &[Vec<Entry>]) {
     let width = picture.width - 2.0 * EDGE;
     let height = draw::key(picture, (EDGE, bottom + 2.0), width, entries);
     picture.height = bottom + 2.0 + height + EDGE;
