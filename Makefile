@@ -3,7 +3,7 @@
 SCALE      ?= demo#             demo, cifar10 or paper: how large
 DATA_ROOT  ?=#                  folder of local images and weights (pipelines/sources/*.toml say which)
 SHARDS     ?= 1#                parts per attack
-RUN        ?=#                  put before finetune and attack: RUN="srun --gres=gpu:1" with -j
+RUN        ?=#                  put before finetune, fit and attack: RUN="srun --gres=gpu:1" with -j
 DEVICE     ?= auto#             auto, cpu or cuda
 PYTHON     ?= python3#          a Python with torch and torchvision, for bench-torch
 QUICK      ?=#                  1: bench with fewer repeats, in minutes
@@ -59,7 +59,7 @@ inspect: build ## what an artifact holds and where it came from: make inspect A=
 verify: build ## check the digests of every artifact's inputs and weights
 	@find data -name '*.parquet' ! -name '*.timing.parquet' ! -path 'data/record/*' -exec env DATA_ROOT='$(DATA_ROOT)' $(BIN)/inspect --verify {} +
 
-cost: build ## gradient queries, votes and training images of every pipeline at SCALE
+cost: build ## forward and gradient queries, votes and training images of every pipeline at SCALE
 	@$(PLAN) --cost
 
 list: build ## one command per line, in dependency layers: make list P=table1

@@ -112,6 +112,194 @@ fn snapshots_of_one_run_are_one_job() {
     assert!(one.attack.contains("pgd") && one.none.contains("none") && one.noise.contains("uniform-noise"));
 }
 
+/// The report of `smoke`, and two ways to read its votes.
+const REPORT: &str = "[report]\nrows = [\"defense\"]\ncolumns = [\"steps\"]\n";
+const PROTOCOLS: &str = r#"
+[[axis]]
+name = "protocol"
+points = [{ protocol = "authors-code" }, { protocol = "corrected" }]
+[report]
+rows = ["defense"]
+columns = ["steps", "protocol"]
+value = "robust_accuracy"
+more_rules = [{ name = "majority", n = 3 }]
+[report.protocols.authors-code]
+value = "attacked_error"
+rule = { name = "majority", n = 1 }
+note = "one vote"
+[report.protocols.paper-text]
+note = "no cell follows this"
+[report.compare]
+axis = "steps"
+base = "1"
+other = "2"
+share = 0.95
+"#;
+
+#[test]
+fn protocols_read_the_same_votes_in_their_own_ways() {
+    let alone = changed("smoke", Scale::Demo, &[]).unwrap();
+    let read = changed("smoke", Scale::Demo, &[(REPORT, PROTOCOLS)]).unwrap();
+    assert_eq!(addresses(&alone), addresses(&read), "a protocol decides no vote");
+    let params = &read.report("smoke").unwrap().params;
+    assert_eq!(params.cells.len(), 8);
+    for cell in &params.cells {
+        let expected = match cell.protocol.name() {
+            "authors-code" => ("attacked_error", Some(1)),
+            _ => ("robust_accuracy", None),
+        };
+        assert_eq!(cell.at["protocol"], cell.protocol.name());
+        let reading = &cell.reading;
+        assert_eq!((reading.value.name(), reading.rule.n), expected);
+        assert_eq!(reading.more_rules.len(), 1);
+        assert!(!cell.parameters.contains_key("protocol"));
+    }
+    assert_eq!(params.notes, ["`authors-code`: one vote"]);
+    assert_eq!(params.compare.as_ref().unwrap().share, Some(0.95));
+}
+
+#[test]
+fn what_the_report_cannot_show_is_refused() {
+    let refused = |from: &str, to: &str| {
+        let protocols = PROTOCOLS.replace(from, to);
+        assert_ne!(protocols, PROTOCOLS, "{from}");
+        let plan = changed("smoke", Scale::Demo, &[(REPORT, &protocols)]);
+        plan.err().unwrap_or_else(|| panic!("`{to}` was accepted")).to_string()
+    };
+    for (from, to, expected) in [
+        ("protocols.authors-code", "protocols.authors", "expected one of `paper-text`, `authors-code`, `corrected`"),
+        (
+            "axis = \"steps\"",
+            "axis = \"step\"",
+            "report.compare: unknown axis `step`, expected one of `defense`, `steps`",
+        ),
+        ("other = \"2\"", "other = \"3\"", "report.compare: unknown label `3`, expected one of `1`, `2`"),
+        ("other = \"2\"", "other = \"1\"", "base and other are both `1`"),
+        ("share = 0.95", "share = 0.0", "share: give a number above 0"),
+        (
+            "columns = [\"steps\", \"protocol\"]",
+            "columns = [\"protocol\"]\nbest_over = [\"steps\"]",
+            "the best is taken over `steps`",
+        ),
+        ("\"attacked_error\"", "\"soft_attack_success_rate\"", "counts draws"),
+        ("n = 1 }\nnote", "n = 9 }\nnote", "the report's rule asks for 9 votes of 8"),
+        ("name = \"majority\", n = 1", "name = \"mean-softmax\"", "keep_logits: the report's rule `mean-softmax`"),
+        ("note = \"one vote\"", "notes = \"one vote\"", "unknown field `notes`"),
+        (
+            "[[axis]]",
+            "[[part]]\npipeline = \"x\"\nlabel = \"X\"\n[[axis]]",
+            "belong to a pipeline of kind `collection`",
+        ),
+        (
+            "[[axis]]",
+            "[[paper]]\nat = {}\nquantity = \"gradients\"\nvalue = 5\n[[axis]]",
+            "unknown quantity `gradients`",
+        ),
+        ("[[axis]]", "[[paper]]\nat = {}\nvalue = 5\n[[axis]]", "the rate 5 is not between 0 and 1"),
+        ("[[axis]]", "[[paper]]\nat = {}\nquantity = \"forward_queries\"\nvalue = -5\n[[axis]]", "cannot be"),
+    ] {
+        let error = refused(from, to);
+        assert!(error.contains(expected), "`{to}` should be told `{expected}`, not:\n{error}");
+    }
+    let queries = "[[paper]]\nat = {}\nquantity = \"backward_queries\"\nvalue = 30000\n[[axis]]\nname = \"defense\"";
+    let plan = changed("smoke", Scale::Demo, &[("[[axis]]\nname = \"defense\"", queries)]).unwrap();
+    assert_eq!(plan.report("smoke").unwrap().params.paper[0].value, 30000.0);
+}
+
+#[test]
+fn a_scale_adds_notes_or_says_others() {
+    let notes = |scale, overlay: &str| {
+        let report = format!("[scale.demo]\n{overlay}\n[report]\n");
+        let changes = [("title = ", "notes = [\"always\"]\ntitle = "), ("[report]\n", report.as_str())];
+        changed("smoke", scale, &changes).unwrap().report("smoke").unwrap().params.notes.clone()
+    };
+    assert_eq!(notes(Scale::Demo, "notes = [\"small\"]"), ["always", "small"]);
+    assert_eq!(notes(Scale::Demo, "notes = { only = [\"small\"] }"), ["small"]);
+    assert_eq!(notes(Scale::Paper, "notes = [\"small\"]"), ["always"]);
+}
+
+/// A folder with two parts made from `smoke`, and a collection of them after `changes`; its plan at demo scale.
+fn collected(changes: &[(&str, &str)]) -> plan::Result<Plan> {
+    let folder = tempfile::tempdir().unwrap();
+    let smoke = fs::read_to_string(root().join("pipelines/smoke.toml")).unwrap();
+    let claim = "[[paper]]\nat = { steps = \"2\" }\nvalue = 1.0\n[report]\n";
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(format!("{name}.toml"));
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let note = |note: &str| format!("notes = [\"{note}\", \"the same\"]\ntitle = ");
+    let one = write("one", smoke.replace("[report]\n", claim).replace("title = ", &note("first")));
+    let other = smoke.replace("degrees = 45", "degrees = 30").replace("title = ", &note("second"));
+    let other = write("other", other);
+    let mut text = r#"
+        kind = "collection"
+        title = "Both"
+        analysis = "Two pipelines"
+        notes = ["of both"]
+        part_axis = "part"
+        part = [{ pipeline = "one", label = "One" }, { pipeline = "other", label = "Other" }]
+        [report]
+        rows = ["part", "defense"]
+        columns = ["steps"]
+        compare = { axis = "steps", base = "1", other = "2" }
+    "#
+    .to_owned();
+    for (from, to) in changes {
+        assert!(text.contains(from), "{from}");
+        text = text.replace(from, to);
+    }
+    let both = write("both", text);
+    Plan::new(&[both, one, other], &sources(), &options(Scale::Demo))
+}
+
+#[test]
+fn a_collection_is_its_parts_in_one_table_and_adds_no_job() {
+    let plan = collected(&[]).unwrap();
+    let [both, one, other] = ["both", "one", "other"].map(|name| plan.report(name).unwrap());
+    let parts: Vec<_> = one.params.cells.iter().chain(&other.params.cells).collect();
+    assert_eq!(both.params.cells.len(), parts.len());
+    for (cell, part) in both.params.cells.iter().zip(parts) {
+        let mut at = cell.at.clone();
+        at.remove("part");
+        assert_eq!((&at, &cell.attack, &cell.parameters), (&part.at, &part.attack, &part.parameters));
+    }
+    let labels: Vec<&str> = both.params.cells.iter().map(|cell| cell.at["part"].as_str()).collect();
+    assert_eq!(labels, ["One", "One", "One", "One", "Other", "Other", "Other", "Other"]);
+    let [claim] = &both.params.paper[..] else { panic!("the claim of one part") };
+    assert_eq!((claim.at["part"].as_str(), claim.at["steps"].as_str(), claim.value), ("One", "2", 1.0));
+    assert_eq!(both.params.notes, ["of both", "One: first", "the same", "Other: second"]);
+    let inputs: std::collections::BTreeSet<_> = one.inputs.iter().chain(&other.inputs).collect();
+    assert_eq!(both.inputs.iter().collect::<std::collections::BTreeSet<_>>(), inputs);
+    assert_eq!(both.inputs.len(), inputs.len(), "each input once");
+    let jobs = plan.jobs.closure(&both.inputs).len();
+    assert_eq!(jobs, plan.jobs.all().len());
+    make::files(&plan, &options(Scale::Demo)).unwrap();
+}
+
+#[test]
+fn a_collection_that_cannot_be_is_told_why() {
+    for (from, to, expected) in [
+        ("pipeline = \"other\"", "pipeline = \"another\"", "part `Other`: there is no file"),
+        ("pipeline = \"other\"", "pipeline = \"both\"", "only pipelines of kind `attack`"),
+        ("label = \"Other\"", "label = \"One\"", "two parts are labelled `One`"),
+        ("part_axis = \"part\"", "", "name the axis of the parts"),
+        ("part_axis = \"part\"", "part_axis = \"defense\"", "part `One`: it has an axis `defense` of its own"),
+        ("[\"part\", \"defense\"]", "[\"part\"]", "the axis `defense` must stand in"),
+        ("[\"part\", \"defense\"]", "[\"part\", \"defenses\"]", "part `One`: it has no axis `defenses`"),
+        ("[report]", "[report]\nvalue = \"attacked_error\"", "say how their votes are read"),
+        ("[report]", "[base]\nseed = 1\n[report]", "no base, axis, paper or theory of its own"),
+        ("[report]", "[scale.demo]\nbase.seed = 1\n[report]", "no base of its own"),
+        ("other = \"2\"", "other = \"4\"", "unknown label `4`, expected one of `1`, `2`"),
+    ] {
+        let error = collected(&[(from, to)]).err().unwrap_or_else(|| panic!("`{to}` was accepted")).to_string();
+        assert!(
+            error.contains(expected) && error.contains("both.toml"),
+            "`{to}` should be told `{expected}`, not:\n{error}"
+        );
+    }
+}
+
 #[test]
 fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
     let tuning = "[base.finetuning]\nsample = { source = \"embedded-train\", limit = 64 }\nepochs = 1\nbatch = 32\n[base.training]";
@@ -254,4 +442,13 @@ fn what_a_machine_lacks_stops_only_the_pipeline_that_needs_it() {
     let missing = project.missing(&["mine", "DATA_ROOT=here"]);
     assert_eq!(missing.len(), 10);
     assert!(project.output(&["-n", "mine", "DATA_ROOT=here"]).contains(" --data-root here "));
+    let collection = "kind = \"collection\"\ntitle = \"Both\"\nanalysis = \"Two\"\npart_axis = \"part\"\n\
+                      part = [{ pipeline = \"smoke\", label = \"A\" }, { pipeline = \"mine\", label = \"B\" }]\n\
+                      [report]\nrows = [\"part\"]\ncolumns = [\"defense\", \"steps\"]\n";
+    project.write("pipelines/both.toml", collection);
+    let told = project.failure(&["both"]);
+    assert!(told.contains("both: its part mine: images `mine` are not at hand"), "{told}");
+    assert_eq!(project.missing(&["smoke"]).len(), 10, "its jobs do not linger");
+    let missing = project.missing(&["both", "DATA_ROOT=here"]);
+    assert_eq!(missing.len(), 17, "3 samples, the one network, 12 attacks, 1 report: {missing:?}");
 }

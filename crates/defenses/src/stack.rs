@@ -16,6 +16,9 @@ pub enum Order {
     Fixed,
     /// Drawn uniformly for every image and draw.
     Random,
+    /// Drawn uniformly for every draw, the same for all images: as the code of Gao et al. 2022 attacks and votes (one
+    /// order per call, of a batch of gradients or of all votes). Training gives every image its own, as theirs does.
+    Shared,
 }
 
 /// Applies several defenses one after another: a random few of them, in a random order, as BaRT does.
@@ -28,7 +31,8 @@ pub enum Order {
 pub struct Stack {
     /// The transformations to pick from.
     pub of: Vec<Spec>,
-    /// How many to pick, uniformly and without repetition, for every image and draw; 0 picks all.
+    /// How many to pick, uniformly and without repetition, whenever an order is drawn (for every image and draw where the
+    /// order is fixed); 0 picks all.
     pub pick: usize,
     /// The order of the picked ones.
     pub order: Order,
@@ -69,6 +73,7 @@ impl Entry for Stack {
                 pick: 2,
                 order: Order::Random,
             },
+            Self { of: vec![rotation(), noise(true, Gradient::Exact)], pick: 0, order: Order::Shared },
         ]
     }
 
@@ -95,6 +100,7 @@ impl Stack {
 
     /// The places in `of` of the transformations drawn by `key`, in the order they are applied.
     fn plan(&self, key: Key) -> Vec<usize> {
+        let key = if self.order == Order::Shared { key.shared() } else { key };
         let mut order = key.at(0).permutation(self.of.len());
         order.truncate(self.picked());
         if self.order == Order::Fixed {

@@ -1,5 +1,7 @@
 //! What every defense promises, asked of the whole catalogue.
 
+mod golden;
+
 use candle_core::{DType, Device, Tensor};
 use defenses::{GaussianNoise, Noise, Order, Rotation, Spec, Stack};
 use game::{Defense, Gradient, Key, pullback};
@@ -128,11 +130,12 @@ fn nothing_is_computed_of_nothing_and_misfits_are_refused() {
 }
 
 /// Every value that a field of named choices has; those of other fields do not parse.
-const CHOICES: [&str; 10] = [
+const CHOICES: [&str; 11] = [
     "identity",
     "exact",
     "fixed",
     "random",
+    "shared",
     "distinct-values",
     "as-coded",
     "corrected",
@@ -179,32 +182,62 @@ fn every_field_matters() {
     }
 }
 
+/// Fails unless a defense's gradient is the slope of `sum(upstream * output)` in every pixel, by central differences.
+fn assert_slopes(spec: &Spec, x: &Tensor, keys: &[Key]) {
+    let defense = spec.build();
+    let upstream = signed_like(&defense.apply(x, keys).unwrap());
+    let back = values(&pullback(defense, x, keys, &upstream).unwrap());
+    let value = |pixels: Vec<f64>| -> f64 {
+        let x = Tensor::from_vec(pixels, x.dims(), &Device::Cpu).unwrap();
+        let out = values(&defense.apply(&x, keys).unwrap());
+        out.iter().zip(values(&upstream)).map(|(out, upstream)| out * upstream).sum()
+    };
+    for i in 0..x.elem_count() {
+        let moved = |h: f64| {
+            let mut pixels = values(x);
+            pixels[i] += h;
+            value(pixels)
+        };
+        let slope = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+        assert!((slope - back[i]).abs() < 1e-7, "{spec:?}, pixel {i}: {slope} {}", back[i]);
+    }
+}
+
 #[test]
 fn exact_gradients_are_true_and_identities_are_identities() {
     let (x, keys) = (images(3, DType::F64), keys(7, 3));
     for spec in Spec::examples() {
         let defense = spec.build();
-        let out = defense.apply(&x, &keys).unwrap();
-        let upstream = signed_like(&out);
-        let back = values(&pullback(defense, &x, &keys, &upstream).unwrap());
         if defense.gradient() == Gradient::Identity {
-            assert_eq!(back, values(&upstream), "{spec:?}");
+            let upstream = signed_like(&defense.apply(&x, &keys).unwrap());
+            assert_eq!(values(&pullback(defense, &x, &keys, &upstream).unwrap()), values(&upstream), "{spec:?}");
         } else if is_exact(&spec) {
-            let value = |pixels: Vec<f64>| -> f64 {
-                let x = Tensor::from_vec(pixels, x.dims(), &Device::Cpu).unwrap();
-                let out = values(&defense.apply(&x, &keys).unwrap());
-                out.iter().zip(values(&upstream)).map(|(out, upstream)| out * upstream).sum()
-            };
-            for i in 0..x.elem_count() {
-                let moved = |h: f64| {
-                    let mut pixels = values(&x);
-                    pixels[i] += h;
-                    value(pixels)
-                };
-                let slope = (moved(1e-6) - moved(-1e-6)) / 2e-6;
-                assert!((slope - back[i]).abs() < 1e-7, "{spec:?}, pixel {i}: {slope} {}", back[i]);
-            }
+            assert_slopes(&spec, &x, &keys);
         }
+    }
+}
+
+#[test]
+fn the_true_gradient_of_a_barrage_is_the_slope_of_its_output() {
+    // Every transformation of BaRT with a derivative, in whatever order; no Poisson counts, and no quantisation.
+    let exact = |name: &str, more: Value| {
+        let mut spec = json!({"name": name, "gradient": "exact"});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let noises = json!({"types": ["gaussian", "salt", "pepper", "salt-and-pepper", "speckle"]});
+    let few = json!({"kernel_max": 5});
+    let of = [
+        exact("noise-injection", noises),
+        exact("gaussian-blur", few.clone()),
+        exact("median-blur", few),
+        exact("swirl", json!({"center_max": 8})),
+        exact("fft", json!({})),
+    ];
+    for order in ["random", "shared"] {
+        let spec: Spec = serde_json::from_value(json!({"name": "stack", "of": of, "order": order})).unwrap();
+        assert!(is_exact(&spec));
+        assert_slopes(&spec, &images(6, DType::F64), &keys(17, 6));
     }
 }
 
@@ -288,6 +321,36 @@ fn a_stack_is_its_children_one_after_another() {
     let as_listed = (0..6).filter(|&i| row(&mixed, i) == row(&out, i)).count();
     let reversed = (0..6).filter(|&i| row(&mixed, i) == row(&other, i)).count();
     assert!(as_listed + reversed == 6 && as_listed > 0 && reversed > 0, "{as_listed} and {reversed}");
+}
+
+#[test]
+fn a_shared_order_is_that_of_all_images_in_any_batch() {
+    let x = images(6, DType::F32);
+    let (turn, noise) = (Rotation { degrees: 60.0 }, GaussianNoise { sigma: 0.5, ..Default::default() });
+    let stack = Stack { of: vec![turn.into(), noise.into()], pick: 0, order: Order::Shared };
+    let [listed, reversed] = [[0, 1], [1, 0]].map(|order| {
+        let of = order.map(|place| (place, stack.of[place].clone()));
+        move |x: &Tensor, keys: &[Key]| {
+            of.iter().fold(x.clone(), |x, (place, spec)| {
+                let keys: Vec<Key> = keys.iter().map(|key| key.at(1 + *place as u64)).collect();
+                spec.build().apply(&x, &keys).unwrap()
+            })
+        }
+    });
+    let mut counts = [0; 2];
+    for draw in 0..40 {
+        // The images of a draw meet the same order, each with noise of its own, whatever stands beside them.
+        let keys: Vec<Key> = (0..6).map(|id| Key::root(61).image(id).at(draw)).collect();
+        let out = values(&stack.apply(&x, &keys).unwrap());
+        let orders = [listed(&x, &keys), reversed(&x, &keys)].map(|x| values(&x) == out);
+        assert!(orders[0] != orders[1], "{orders:?}");
+        counts[usize::from(orders[1])] += 1;
+        let mixed: Vec<Key> =
+            (0..6).map(|id| if id == 3 { keys[3] } else { Key::root(62).image(id).at(draw) }).collect();
+        let out = &out[3 * 60..][..60];
+        assert_eq!(&values(&stack.apply(&x, &mixed).unwrap())[3 * 60..][..60], out);
+    }
+    assert!(counts.iter().all(|&count| count > 8), "{counts:?}"); // p = 2e-4
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Result, bail};
 
 use crate::kernels::map::Window;
-use crate::kernels::{stem, winograd};
+use crate::kernels::{largest, prune, stem, winograd};
 use crate::lower::{Act, Filter, Kind, Network, Step};
 use crate::memory::{Border, Floats, Layout, Slots};
 use crate::passes::{Algorithm, Draft, Form, Pass, Sweep, backward_sweeps, form, forward_sweep};
@@ -20,7 +20,9 @@ pub(crate) struct Value {
     pub columns: usize,
     /// Of the NHWC buffer; for value 0, of one plane of the image.
     pub layout: Layout,
-    /// Where its mask is in an image's state, if it has a ReLU.
+    /// The non-linearity that made it.
+    pub act: Act,
+    /// Where its mask is in an image's state, if it has a non-linearity.
     pub mask: Option<usize>,
     /// Its place in the forward pass.
     pub place: Place,
@@ -37,16 +39,35 @@ pub(crate) enum Work {
     MaxPool { window: Window, winners: usize },
     Subsample { stride: usize, before: usize },
     GlobalPool,
+    Prune { samples: f64, index: u64, record: Record },
+    Concat,
     Identity,
+}
+
+/// Where in an image's state is what pruning leaves for the backward pass.
+#[derive(Clone, Copy)]
+pub(crate) struct Record {
+    pub values: usize,
+    pub mask: usize,
+    pub sum: usize,
+}
+
+/// Where in an image's state is what standardisation leaves for the backward pass: the standardised image, and one over
+/// what it was divided by.
+#[derive(Clone, Copy)]
+pub(crate) struct Standard {
+    pub values: usize,
+    pub inverse: usize,
 }
 
 /// A fused step, ready to run.
 pub(crate) struct Stage {
     pub work: Work,
     pub input: usize,
+    /// More inputs, of a concatenation.
+    pub others: Vec<usize>,
     pub residual: Option<usize>,
     pub output: usize,
-    pub act: Act,
 }
 
 /// A network compiled for images of one size.
@@ -55,6 +76,8 @@ pub(crate) struct Compiled {
     pub channels: usize,
     pub mean: Vec<f32>,
     pub inverse_std: Vec<f32>,
+    /// If images are standardised.
+    pub standard: Option<Standard>,
     pub classes: usize,
     pub values: Vec<Value>,
     pub stages: Vec<Stage>,
@@ -98,13 +121,13 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
             Kind::Dense(f) | Kind::Depthwise(f) => {
                 let inputs = if matches!(step.kind, Kind::Dense(_)) { f.inputs } else { f.outputs };
                 if inputs != c {
-                    bail!("node {}: a layer for {inputs} channels is given {c}", step.node);
+                    bail!("node {}: a layer for {inputs} channels is given {c}", step.first);
                 }
                 let p = f.padding;
                 [
                     f.outputs,
-                    output_size(h, p.top + p.bottom, f.kernel, f.stride)?,
-                    output_size(w, p.left + p.right, f.kernel, f.stride)?,
+                    output_size(h, p.top + p.bottom, f.kernel[0], f.stride)?,
+                    output_size(w, p.left + p.right, f.kernel[1], f.stride)?,
                 ]
             }
             &Kind::MaxPool { kernel, stride, padding } => {
@@ -115,7 +138,14 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
             }
             &Kind::Subsample { stride, before, after } => [before + c + after, h.div_ceil(stride), w.div_ceil(stride)],
             Kind::GlobalPool => [c, 1, 1],
-            Kind::Identity => [c, h, w],
+            Kind::Concat => {
+                let parts = || step.inputs().map(|value| shapes[value]);
+                if let Some([_, rows, columns]) = parts().find(|shape| shape[1..] != [h, w]) {
+                    bail!("node {}: images of {rows} by {columns} pixels beside such of {h} by {w}", step.first);
+                }
+                [parts().map(|shape| shape[0]).sum(), h, w]
+            }
+            Kind::Prune { .. } | Kind::Identity => [c, h, w],
         };
         if let Some(residual) = step.residual
             && shapes[residual] != shape
@@ -218,9 +248,12 @@ impl Compiler<'_> {
             0 => self.planes(step.output),
             _ => self.layouts[step.output],
         };
-        let std = &self.network.std;
         let backward = backward.into_iter().map(|draft| match step.input {
-            0 => self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x) / std[i]),
+            // Where images are standardised too, that is left for afterwards.
+            0 if !self.network.standardise => {
+                let std = &self.network.std;
+                self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x) / std[i])
+            }
             _ => self.pack(draft, &source, [filter.outputs, inputs], |o, i, y, x| weight(i, o, y, x)),
         });
         let mut bias = Floats::zeros(self.layouts[step.output].channels);
@@ -228,7 +261,7 @@ impl Compiler<'_> {
         Work::Convolution { forward, backward: backward.collect(), bias }
     }
 
-    fn work(&self, drafts: Vec<Option<(Draft, Vec<Draft>)>>, winners: &[usize]) -> Vec<Work> {
+    fn work(&self, drafts: Vec<Option<(Draft, Vec<Draft>)>>, state: &State) -> Vec<Work> {
         let drafts: Vec<_> = drafts.into_iter().map(Mutex::new).collect();
         share_out(self.network.steps.len(), |stage| {
             let step = &self.network.steps[stage];
@@ -236,33 +269,48 @@ impl Compiler<'_> {
             match (&step.kind, drafts) {
                 (Kind::Dense(filter) | Kind::Depthwise(filter), Some(drafts)) => self.convolution(step, filter, drafts),
                 (&Kind::MaxPool { kernel, stride, padding }, _) => {
-                    Work::MaxPool { window: Window { kernel, stride, padding }, winners: winners[stage] }
+                    Work::MaxPool { window: Window { kernel, stride, padding }, winners: state.winners[stage] }
                 }
                 (&Kind::Subsample { stride, before, .. }, _) => Work::Subsample { stride, before },
                 (Kind::GlobalPool, _) => Work::GlobalPool,
+                (&Kind::Prune { samples, index }, _) => Work::Prune { samples, index, record: state.records[stage] },
+                (Kind::Concat, _) => Work::Concat,
                 _ => Work::Identity,
             }
         })
     }
 
-    /// What the backward pass needs to know: a bit a channel of every pixel with a ReLU, a byte of one that a max-pool
-    /// made.
+    /// What the backward pass needs to know: a bit a channel of every pixel with a non-linearity, a byte of one that a
+    /// max-pool made, and where values are pruned, they themselves.
     fn state(&self, acts: &[Act]) -> State {
         let mut bytes = 0;
-        let mut keep = |value: usize, bits: usize| {
-            let layout = &self.layouts[value];
+        let mut keep = |bits: usize| {
             let at = bytes;
-            bytes += (layout.rows * layout.columns * layout.channels * bits / 8).next_multiple_of(64);
+            bytes += bits.div_ceil(8).next_multiple_of(64);
             at
         };
-        let masks = (0..acts.len()).map(|value| (acts[value] != Act::None).then(|| keep(value, 1))).collect();
+        let volume =
+            |value: usize| self.layouts[value].rows * self.layouts[value].columns * self.layouts[value].channels;
+        let masks = (0..acts.len()).map(|value| (acts[value] != Act::None).then(|| keep(volume(value)))).collect();
         let winners = self.network.steps.iter().map(|step| match step.kind {
-            Kind::MaxPool { .. } => keep(step.output, 8),
+            Kind::MaxPool { .. } => keep(8 * volume(step.output)),
             _ => 0,
         });
         let winners = winners.collect();
+        let records = self.network.steps.iter().map(|step| match step.kind {
+            Kind::Prune { .. } => {
+                let volume = volume(step.output);
+                Record { values: keep(32 * volume), mask: keep(volume), sum: keep(64) }
+            }
+            _ => Record { values: 0, mask: 0, sum: 0 },
+        });
+        let records = records.collect();
+        let standard = self
+            .network
+            .standardise
+            .then(|| Standard { values: keep(32 * self.shapes[0].iter().product::<usize>()), inverse: keep(64) });
         // Never nothing, so that there is a part of it for each image.
-        State { masks, winners, bytes: bytes.max(1) }
+        State { masks, winners, records, standard, bytes: bytes.max(1) }
     }
 
     /// Floats of scratch for the kernel that needs most.
@@ -274,13 +322,24 @@ impl Compiler<'_> {
             Algorithm::Stem { depth } => depth * self.planes(step.output).image() + stem::BEYOND,
             _ => 0,
         };
-        let stage = |(step, work): (&Step, &Work)| match work {
-            Work::Convolution { forward, backward, .. } => {
-                backward.iter().map(|back| pass(step, back)).fold(pass(step, forward), usize::max)
+        let stage = |(step, work): (&Step, &Work)| {
+            let work = match work {
+                Work::Convolution { forward, backward, .. } => {
+                    backward.iter().map(|back| pass(step, back)).fold(pass(step, forward), usize::max)
+                }
+                Work::Prune { .. } => {
+                    let Layout { rows, columns, channels, .. } = self.layouts[step.output];
+                    prune::scratch(rows * columns, channels)
+                }
+                _ => 0,
+            };
+            match step.act {
+                Act::KeepLargest { .. } => work.max(largest::scratch(self.shapes[step.output].iter().product())),
+                _ => work,
             }
-            _ => 0,
         };
-        self.network.steps.iter().zip(work).map(stage).max().unwrap_or(0)
+        let image = if self.network.standardise { self.shapes[0].iter().product() } else { 0 };
+        self.network.steps.iter().zip(work).map(stage).fold(image, usize::max)
     }
 }
 
@@ -290,6 +349,9 @@ struct State {
     masks: Vec<Option<usize>>,
     /// Where each max-pool's winners are.
     winners: Vec<usize>,
+    /// Where each pruning's records are.
+    records: Vec<Record>,
+    standard: Option<Standard>,
     bytes: usize,
 }
 
@@ -329,9 +391,10 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let mut acts = vec![Act::None; compiler.shapes.len()];
     network.steps.iter().for_each(|step| acts[step.output] = step.act);
     let state = compiler.state(&acts);
-    let work = compiler.work(drafts, &state.winners);
+    let work = compiler.work(drafts, &state);
 
-    let (backs, gradient_values) = backward(&network.steps, &acts);
+    let channels: Vec<_> = compiler.shapes.iter().map(|shape| shape[0]).collect();
+    let (backs, gradient_values) = backward(&network.steps, &acts, &channels);
     let segments = segments(network, &compiler.layouts, &work, &backs);
     let mut slots = Slots::default();
     let values = forward_places(network, &compiler.layouts, &segments, &mut slots);
@@ -343,7 +406,8 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let arena = scratch + compiler.scratch(&work);
     let values = values.into_iter().enumerate().map(|(value, place)| {
         let [channels, rows, columns] = compiler.shapes[value];
-        Value { channels, rows, columns, layout: compiler.layouts[value], mask: state.masks[value], place }
+        let (layout, act, mask) = (compiler.layouts[value], acts[value], state.masks[value]);
+        Value { channels, rows, columns, layout, act, mask, place }
     });
     let gradients = gradient_values
         .iter()
@@ -352,15 +416,16 @@ pub(crate) fn compile(network: &Network, size: [usize; 2], isa: Isa) -> Result<C
     let stages = network.steps.iter().zip(work).map(|(step, work)| Stage {
         work,
         input: step.input,
+        others: step.others.clone(),
         residual: step.residual,
         output: step.output,
-        act: step.act,
     });
     Ok(Compiled {
         isa,
         channels: network.mean.len(),
         mean: network.mean.iter().map(|&m| m as f32).collect(),
         inverse_std: network.std.iter().map(|&s| (1.0 / s) as f32).collect(),
+        standard: state.standard,
         classes: network.classes,
         values: values.collect(),
         stages: stages.collect(),

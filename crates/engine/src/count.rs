@@ -8,7 +8,8 @@ use crate::kernels::winograd::TILE;
 use crate::lower::Kind;
 use crate::passes::{Algorithm, Pass};
 
-/// Multiplications of the convolutions and linear layers of one image.
+/// Multiplications of the convolutions and linear layers of one image, and of what is done as such: average pools, and
+/// batch-norms that no convolution could take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiplications {
     /// By the definition of a convolution, padding included: one for each output, tap and input channel.

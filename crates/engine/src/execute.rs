@@ -2,13 +2,17 @@
 
 use std::ops::Range;
 
-use crate::compile::{Compiled, Stage, Value, Work};
+use game::Key;
+
+use crate::compile::{self, Compiled, Stage, Standard, Value, Work};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
-use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample};
+use crate::kernels::largest::KeepLargest;
+use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample, clear, copy};
+use crate::kernels::prune::{self, Prune, Unprune};
 use crate::kernels::stem::{Planes, Stem};
 use crate::kernels::winograd::Winograd;
-use crate::kernels::{End, Finish, View, stem};
+use crate::kernels::{End, Finish, View, standard, stem};
 use crate::lower::Act;
 use crate::memory::{Floats, Layout};
 use crate::passes::{Algorithm, Pass};
@@ -23,6 +27,8 @@ pub(crate) struct Run<'a> {
     arena: *mut f32,
     /// Bytes of state, `net.state` for each image; null when there will be no backward pass.
     state: *mut u8,
+    /// One for each image, if anything is drawn.
+    keys: &'a [Key],
     /// The segment at work and how many images it has; the first image of each segment's group.
     segment: usize,
     images: usize,
@@ -41,7 +47,12 @@ impl<'a> Run<'a> {
         let state = if state.is_empty() { std::ptr::null_mut() } else { state.as_mut_ptr() };
         assert!(arena.as_mut().len() == net.arena);
         let starts = vec![0; net.segments.len()];
-        Self { net, arena: arena.as_mut().as_mut_ptr(), state, segment: 0, images, starts }
+        Self { net, arena: arena.as_mut().as_mut_ptr(), state, keys: &[], segment: 0, images, starts }
+    }
+
+    /// The same with one key for each image.
+    pub(crate) fn with_keys(self, keys: &'a [Key]) -> Self {
+        Self { keys, ..self }
     }
 
     /// The segment at work's first image, in a buffer that begins with the first image of another segment's group.
@@ -77,21 +88,34 @@ impl<'a> Run<'a> {
 
     /// The mask of a value, if it has one and the state is kept.
     fn mask(&self, value: usize) -> View<u8> {
-        let Value { layout, mask, .. } = &self.net.values[value];
-        let Some(offset) = mask.filter(|_| !self.state.is_null()) else { return View::NONE };
-        let pixel = layout.channels / 8;
-        // SAFETY: inside the image's state.
-        View { at: unsafe { self.state().add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+        match self.net.values[value].mask.filter(|_| !self.state.is_null()) {
+            Some(offset) => self.kept(value, offset, 1),
+            None => View::NONE,
+        }
     }
 
     fn winners(&self, value: usize, offset: usize) -> View<u8> {
         if self.state.is_null() {
             return View::NONE;
         }
+        self.kept(value, offset, 8)
+    }
+
+    /// What is kept in so many bits for each channel of a value.
+    fn kept(&self, value: usize, offset: usize, bits: usize) -> View<u8> {
         let layout = &self.net.values[value].layout;
-        let pixel = layout.channels;
+        let pixel = layout.channels * bits / 8;
         // SAFETY: inside the image's state.
         View { at: unsafe { self.state().add(offset) }, image: self.net.state, row: layout.columns * pixel, pixel }
+    }
+
+    /// What pruning keeps, if the state is.
+    fn record(&self, value: usize, at: &compile::Record) -> Option<prune::Record> {
+        (!self.state.is_null()).then(|| prune::Record {
+            values: self.kept(value, at.values, 32),
+            mask: self.kept(value, at.mask, 1),
+            sum: self.kept(value, at.sum, 64),
+        })
     }
 
     fn map<T: Source>(&self, source: T, layout: &Layout, finish: Finish) {
@@ -143,8 +167,8 @@ impl<'a> Run<'a> {
                         chunk,
                     });
                 }
-                Algorithm::Depthwise => {
-                    let (taps, channels_padded) = (&pass.taps, pass.weights.len() / pass.taps.len());
+                &Algorithm::Depthwise { channels_padded } => {
+                    let taps = &pass.taps;
                     isa.run(&Depthwise { from, taps, weights, channels_padded, images, rows, columns, finish });
                 }
                 Algorithm::Stem { .. } => unreachable!("the image's gradient has no epilogue"),
@@ -152,18 +176,74 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Copies the images in, normalised.
+    /// Pixels of an image, times channels.
+    fn pixels(&self) -> usize {
+        let Value { rows, columns, .. } = self.net.values[0];
+        self.net.channels * rows * columns
+    }
+
+    /// Copies the images in, normalised, and standardised where the network asks for it.
     fn load(&self, pixels: &[f32]) {
+        let plane = self.pixels() / self.net.channels;
+        for (image, pixels) in pixels.chunks_exact(self.pixels()).enumerate() {
+            let planes = || pixels.chunks_exact(plane).zip(self.net.mean.iter().zip(&self.net.inverse_std)).enumerate();
+            let Some(standard) = &self.net.standard else {
+                for (channel, (from, (mean, scale))) in planes() {
+                    self.fill(image, channel, from, |x| (x - mean) * scale);
+                }
+                continue;
+            };
+            let values = self.standard_values();
+            for (channel, (from, (mean, scale))) in planes() {
+                let to = &mut values[channel * plane..][..plane];
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = (x - mean) * scale);
+            }
+            let inverse = standard::standardise(values);
+            values.chunks_exact(plane).enumerate().for_each(|(channel, from)| self.fill(image, channel, from, |x| x));
+            if !self.state.is_null() {
+                // SAFETY: inside the image's state.
+                unsafe {
+                    let state = self.state().add(image * self.net.state);
+                    state.add(standard.inverse).cast::<f64>().write_unaligned(inverse);
+                    state.add(standard.values).copy_from_nonoverlapping(values.as_ptr().cast(), size_of_val(values));
+                }
+            }
+        }
+    }
+
+    /// Fills a plane of an image.
+    fn fill(&self, image: usize, channel: usize, from: &[f32], each: impl Fn(f32) -> f32) {
         let layout = &self.net.values[0].layout;
-        let (rows, columns) = (layout.rows, layout.columns);
-        for (i, plane) in pixels.chunks_exact(rows * columns).enumerate() {
-            let channel = i % self.net.channels;
-            let (mean, scale) = (self.net.mean[channel], self.net.inverse_std[channel]);
-            let to = self.at(self.net.image + i * layout.image() + layout.origin());
-            for (y, line) in plane.chunks_exact(columns).enumerate() {
-                // SAFETY: inside the plane.
-                let to = unsafe { std::slice::from_raw_parts_mut(to.add(y * layout.row()), columns) };
-                to.iter_mut().zip(line).for_each(|(to, &from)| *to = (from - mean) * scale);
+        let plane = (image * self.net.channels + channel) * layout.image();
+        let to = self.at(self.net.image + plane + layout.origin());
+        for (y, line) in from.chunks_exact(layout.columns).enumerate() {
+            // SAFETY: inside the plane.
+            let to = unsafe { std::slice::from_raw_parts_mut(to.add(y * layout.row()), layout.columns) };
+            to.iter_mut().zip(line).for_each(|(to, &from)| *to = each(from));
+        }
+    }
+
+    /// Room for the values of one image that is standardised.
+    #[expect(clippy::mut_from_ref, reason = "the scratch is one kernel's at a time")]
+    fn standard_values(&self) -> &mut [f32] {
+        // SAFETY: where images are standardised, the scratch has room for one.
+        unsafe { std::slice::from_raw_parts_mut(self.at(self.net.scratch), self.pixels()) }
+    }
+
+    /// Makes the gradients of pixels from those of standardised values, in place.
+    fn unstandardise(&self, gradient: &mut [f32], at: &Standard) {
+        let plane = self.pixels() / self.net.channels;
+        for (image, gradient) in gradient.chunks_exact_mut(self.pixels()).enumerate() {
+            let values = self.standard_values();
+            // SAFETY: inside the image's state.
+            let inverse = unsafe {
+                let state = self.state.add(image * self.net.state);
+                state.add(at.values).copy_to_nonoverlapping(values.as_mut_ptr().cast(), size_of_val(values));
+                state.add(at.inverse).cast::<f64>().read_unaligned()
+            };
+            standard::unstandardise(gradient, values, inverse);
+            for (gradient, scale) in gradient.chunks_exact_mut(plane).zip(&self.net.inverse_std) {
+                gradient.iter_mut().for_each(|g| *g *= scale);
             }
         }
     }
@@ -197,8 +277,7 @@ impl<'a> Run<'a> {
         let net = self.net;
         self.enter(segment, &images);
         if net.values[0].place.home == segment {
-            let image = net.channels * net.values[0].rows * net.values[0].columns;
-            self.load(&pixels[images.start * image..images.end * image]);
+            self.load(&pixels[images.start * self.pixels()..images.end * self.pixels()]);
         }
         if segment > 0 {
             for part in parts(images.clone(), net.segments[segment - 1].group) {
@@ -219,10 +298,11 @@ impl<'a> Run<'a> {
                 residual: stage.residual.map_or(View::NONE, |value| self.value(value)),
                 mask: self.mask(stage.output),
                 bias: std::ptr::null(),
-                end: match stage.act {
-                    Act::None => End::Linear,
+                end: match output.act {
+                    Act::None | Act::KeepLargest { .. } => End::Linear,
                     Act::Relu => End::Clamp { top: f32::INFINITY },
                     Act::Relu6 => End::Clamp { top: 6.0 },
+                    Act::LeakyRelu { slope } => End::Leaky { slope },
                 },
             };
             let layout = &output.layout;
@@ -239,9 +319,62 @@ impl<'a> Run<'a> {
                     self.map(Subsample { from, stride, before, channels }, layout, finish);
                 }
                 Work::GlobalPool => self.map(Mean { from, rows, columns }, layout, finish),
+                &Work::Prune { samples, index, ref record } => {
+                    let prune = Prune {
+                        from,
+                        keys: &self.keys[self.starts[self.segment]..][..self.images],
+                        index,
+                        samples,
+                        record: self.record(stage.output, record),
+                        channels,
+                        channels_padded: layout.channels,
+                        rows,
+                        columns,
+                        finish,
+                        scratch: self.at(net.scratch),
+                    };
+                    // SAFETY: the views are of values of this shape, and the plan's scratch is large enough for it.
+                    unsafe { net.isa.run(&prune) };
+                }
+                Work::Concat => self.concat(stage),
                 Work::Identity => self.map(Same(from), layout, finish),
             }
+            if let Act::KeepLargest { share } = output.act {
+                self.keep_largest(output, share, finish);
+            }
         }
+    }
+
+    fn concat(&self, stage: &Stage) {
+        let to = self.value(stage.output);
+        let Layout { rows, columns, channels: padded, .. } = self.net.values[stage.output].layout;
+        let mut before = 0;
+        for value in [stage.input].iter().chain(&stage.others) {
+            let (from, channels) = (self.value(*value), self.net.values[*value].channels);
+            // SAFETY: the parts' channels follow each other up to the output's.
+            unsafe { copy(from, View { at: to.at.add(before), ..to }, [self.images, rows, columns, channels]) };
+            before += channels;
+        }
+        // SAFETY: what is left are the output's channels that are padding.
+        unsafe { clear(View { at: to.at.add(before), ..to }, [self.images, rows, columns, padded - before]) };
+    }
+
+    /// Lets the largest values of each image stay, in place.
+    fn keep_largest(&self, value: &Value, share: f64, Finish { to, mask, .. }: Finish) {
+        let volume = value.channels * value.rows * value.columns;
+        let largest = KeepLargest {
+            at: to,
+            mask,
+            keep: ((share * volume as f64) as usize).max(1),
+            channels: value.channels,
+            channels_padded: value.layout.channels,
+            images: self.images,
+            rows: value.rows,
+            columns: value.columns,
+            scratch: self.at(self.net.scratch),
+        };
+        // SAFETY: the views are of this value, and the plan's scratch is large enough for it.
+        unsafe { self.net.isa.run(&largest) };
     }
 
     /// The images' gradient from the logits', after `forward` with the same state.
@@ -264,7 +397,11 @@ impl<'a> Run<'a> {
         if !net.backs.iter().any(|back| back.value == 0) {
             gradient.fill(0.0);
         }
-        self.backward_segment(last, 0..self.images, gradient);
+        let images = self.images;
+        self.backward_segment(last, 0..images, gradient);
+        if let Some(standard) = &net.standard {
+            self.unstandardise(gradient, standard);
+        }
     }
 
     fn backward_segment(&mut self, segment: usize, images: Range<usize>, gradient: &mut [f32]) {
@@ -275,11 +412,8 @@ impl<'a> Run<'a> {
                 self.image_gradient(back, gradient);
                 continue;
             };
-            let end = match back.masked {
-                true => self.masked(self.gradient(to), back.residual, back.value),
-                false => Finish { end: End::Linear, ..self.masked(self.gradient(to), back.residual, back.value) },
-            };
-            self.step(back, end);
+            let finish = self.masked(self.gradient(to), back.residual, back.value);
+            self.step(back, if back.masked { finish } else { Finish { end: End::Linear, ..finish } });
         }
         if segment > 0 {
             for part in parts(images, net.segments[segment - 1].group) {
@@ -290,7 +424,12 @@ impl<'a> Run<'a> {
 
     fn masked(&self, to: View<f32>, residual: Option<usize>, value: usize) -> Finish {
         let residual = residual.map_or(View::NONE, |buffer| self.gradient(buffer));
-        Finish { to, residual, mask: self.mask(value), bias: std::ptr::null(), end: End::Masked }
+        let end = match self.net.values[value].act {
+            Act::None => End::Linear,
+            Act::Relu | Act::Relu6 | Act::KeepLargest { .. } => End::Masked,
+            Act::LeakyRelu { slope } => End::Scaled { slope },
+        };
+        Finish { to, residual, mask: self.mask(value), bias: std::ptr::null(), end }
     }
 
     fn step(&self, back: &Back, finish: Finish) {
@@ -316,6 +455,27 @@ impl<'a> Run<'a> {
                 let share = 1.0 / (input.rows * input.columns) as f32;
                 self.map(Spread { from, share }, &input.layout, finish);
             }
+            Work::Prune { samples, record, .. } => {
+                let Some(record) = self.record(stage.output, record) else { unreachable!("the state is kept") };
+                let prune = Unprune {
+                    from,
+                    samples: *samples,
+                    record,
+                    channels,
+                    channels_padded: output.layout.channels,
+                    images: self.images,
+                    rows,
+                    columns,
+                    finish,
+                    scratch: self.at(net.scratch),
+                };
+                // SAFETY: as in the forward pass.
+                unsafe { net.isa.run(&prune) };
+            }
+            Work::Concat => {
+                let before = back.before;
+                self.map(Upsample { from, stride: 1, before, channels }, &input.layout, finish);
+            }
             Work::Identity => self.map(Same(from), &input.layout, finish),
         }
     }
@@ -331,7 +491,7 @@ impl<'a> Run<'a> {
         let (rows, columns) = (image.rows, image.columns);
         let border = net.stem;
         let plane = Layout { channels: 1, border, ..*layout };
-        let pixels = net.channels * rows * columns;
+        let pixels = self.pixels();
         let gradient = &mut gradient[self.starts[self.segment] * pixels..][..self.images * pixels];
         for (i, gradient) in gradient.chunks_exact_mut(pixels).enumerate() {
             let Some(&Algorithm::Stem { depth }) = backward.first().map(|pass| &pass.kernel) else {

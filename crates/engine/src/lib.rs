@@ -12,9 +12,14 @@
 //!   used again; weights are packed in the order in which they are read. A 3x3 convolution of stride 1 is done by
 //!   Winograd's F(4x4, 3x3) (Lavin and Gray 2016), which needs a quarter of the multiplications, anything else by its
 //!   definition. The rule looks at shapes alone, so numbers do not depend on the host's timing.
+//! - Where only an image's largest values stay (k-winners-take-all), a sample of the values and one pass over them find
+//!   the smallest that does, and the others are cleared in place.
+//! - Stochastic pruning takes its decisions in f64 from f32 values, and draws an image's numbers from the image's key; its
+//!   backward pass reads the values that were pruned.
 //! - The gradient with respect to the input is again a convolution, with the kernel turned round; at stride `s` it is `s
 //!   x s` of them, one for each parity of row and column, so that no multiplication is by a zero. The forward pass keeps
-//!   one bit a ReLU and one byte a max-pool's output, which is all that the backward pass needs to know of it.
+//!   one bit a ReLU (or a value that may stay) and one byte a max-pool's output, which is all that the backward pass needs
+//!   to know of it.
 //! - Images are worked on in groups, few at a time where images are large (so that they stay in the cache) and more where
 //!   weights are; groups are shared out to rayon's threads.
 //!
@@ -40,6 +45,9 @@
 //! through the published CIFAR ResNet-20, three units of 11 million took the other branch, in three images, which then
 //! differ by up to 1.6e-2; all 60 agree to 4.4e-6 at the engine's branches. So a gradient's tolerance is 1e-5 where the
 //! branches agree, and there is none where they do not.
+//!
+//! Where values stay or fall (k-winners-take-all, pruning), the network itself jumps at a kink, and the logits, too, are
+//! those of f64 at the engine's branches only. There, the tolerances are the same.
 
 mod compile;
 mod count;

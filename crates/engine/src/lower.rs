@@ -7,29 +7,75 @@ use candle_core::{DType, Result, bail};
 use nets::{Conv, Graph, Id, Op, Padding, Weights};
 
 /// The non-linearity at the end of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Act {
     None,
     Relu,
     Relu6,
+    LeakyRelu { slope: f32 },
+    KeepLargest { share: f64 },
 }
 
-/// A convolution's weights `(outputs, inputs / groups, kernel, kernel)` and bias `(outputs)`, batch-norm folded.
+impl Act {
+    /// The operation as the end of a step, if it can be one.
+    fn of(op: &Op) -> Result<Option<Self>> {
+        Ok(Some(match *op {
+            Op::Relu => Self::Relu,
+            Op::Relu6 => Self::Relu6,
+            Op::LeakyRelu { slope } if (0.0..1.0).contains(&slope) => Self::LeakyRelu { slope: slope as f32 },
+            Op::LeakyRelu { slope } => bail!("a leaky ReLU's slope is {slope}: it must be in [0, 1)"),
+            Op::KeepLargest { share } if share > 0.0 && share <= 1.0 => Self::KeepLargest { share },
+            Op::KeepLargest { share } => bail!("the share of values to keep is {share}: it must be in (0, 1]"),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// A convolution's weights `(outputs, inputs / groups, rows, columns)` and bias `(outputs)`, batch-norm folded.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter {
     pub inputs: usize,
     pub outputs: usize,
-    pub kernel: usize,
+    /// Rows and columns.
+    pub kernel: [usize; 2],
     pub stride: usize,
     pub padding: Padding,
     pub weight: Vec<f32>,
     pub bias: Vec<f64>,
 }
 
+impl Network {
+    /// Whether answers depend on keys.
+    pub(crate) fn draws(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.kind, Kind::Prune { .. }))
+    }
+}
+
 impl Filter {
     /// The weight from input channel `i` to output channel `o` at row `y`, column `x`.
     pub(crate) fn at(&self, o: usize, i: usize, y: usize, x: usize) -> f64 {
-        self.weight[((o * self.inputs + i) * self.kernel + y) * self.kernel + x].into()
+        let [rows, columns] = self.kernel;
+        self.weight[((o * self.inputs + i) * rows + y) * columns + x].into()
+    }
+
+    /// Each channel with itself, times a weight.
+    fn scale(weight: Vec<f32>, bias: Vec<f64>) -> Self {
+        let padding = Padding::default();
+        Self { inputs: 1, outputs: bias.len(), kernel: [1, 1], stride: 1, padding, weight, bias }
+    }
+
+    /// The mean of each channel over a window.
+    fn average(channels: usize, kernel: usize, stride: usize, padding: usize) -> Self {
+        let taps = kernel * kernel;
+        Self {
+            inputs: 1,
+            outputs: channels,
+            kernel: [kernel; 2],
+            stride,
+            padding: Padding::same(padding),
+            weight: vec![(1.0 / taps as f64) as f32; channels * taps],
+            bias: vec![0.0; channels],
+        }
     }
 }
 
@@ -50,6 +96,13 @@ pub(crate) enum Kind {
         after: usize,
     },
     GlobalPool,
+    /// Stochastic activation pruning, by the key's child `index`.
+    Prune {
+        samples: f64,
+        index: u64,
+    },
+    /// The channels of all inputs, one after the other.
+    Concat,
     /// The input itself: a sum or a ReLU that no convolution could take.
     Identity,
 }
@@ -59,11 +112,26 @@ pub(crate) enum Kind {
 pub(crate) struct Step {
     pub kind: Kind,
     pub input: usize,
+    /// More inputs, of a concatenation.
+    pub others: Vec<usize>,
     pub residual: Option<usize>,
     pub output: usize,
     pub act: Act,
-    /// The graph's node whose value this step's output is.
+    /// The graph's nodes at which this step begins, and whose value is its output.
+    pub first: Id,
     pub node: Id,
+}
+
+impl Step {
+    /// What the kind is applied to.
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.input).chain(self.others.iter().copied())
+    }
+
+    /// All values it reads.
+    pub(crate) fn reads(&self) -> impl Iterator<Item = usize> {
+        self.inputs().chain(self.residual)
+    }
 }
 
 /// A network as fused steps; step `i` makes value `i + 1`, the last of which is the logits.
@@ -71,6 +139,8 @@ pub(crate) struct Step {
 pub(crate) struct Network {
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
+    /// Whether each image is standardised after its normalisation.
+    pub standardise: bool,
     pub steps: Vec<Step>,
     pub classes: usize,
     /// Whether Winograd's algorithm is left out.
@@ -92,10 +162,8 @@ fn rounded(values: &[f64]) -> Vec<f32> {
 /// A convolution's filter, after which comes batch-norm, if any, with this scale and shift.
 fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter> {
     let inputs = conv.inputs / conv.groups;
-    let Some(kernel) = conv.side() else {
-        bail!("`{}` has a kernel of {:?} pixels, which is not implemented", conv.name, conv.kernel)
-    };
-    let shape = [conv.outputs, inputs, kernel, kernel];
+    let kernel = conv.kernel;
+    let shape = [conv.outputs, inputs, kernel[0], kernel[1]];
     let mut weight = parameter(weights, &format!("{}.weight", conv.name), &shape)?;
     let mut bias = match conv.bias {
         true => parameter(weights, &format!("{}.bias", conv.name), &[conv.outputs])?,
@@ -103,7 +171,7 @@ fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter
     };
     let (outputs, stride, padding) = (conv.outputs, conv.stride, conv.padding);
     if let Some((scale, shift)) = norm {
-        for (o, row) in weight.chunks_mut((inputs * kernel * kernel).max(1)).enumerate() {
+        for (o, row) in weight.chunks_mut(shape[1..].iter().product::<usize>().max(1)).enumerate() {
             row.iter_mut().for_each(|w| *w *= scale[o]);
             bias[o] = bias[o] * scale[o] + shift[o];
         }
@@ -115,7 +183,7 @@ fn filter(conv: &Conv, weights: &Weights, norm: Option<Affine>) -> Result<Filter
 /// Groups that are neither one nor one per channel: zeros between the groups.
 fn densify(filter: Filter, groups: usize) -> Filter {
     let (inputs, outputs) = (filter.inputs * groups, filter.outputs);
-    let taps = filter.kernel * filter.kernel;
+    let taps = filter.kernel[0] * filter.kernel[1];
     let mut weight = vec![0.0; outputs * inputs * taps];
     for o in 0..outputs {
         let first = o / (outputs / groups) * filter.inputs;
@@ -138,11 +206,13 @@ fn affine(weights: &Weights, name: &str, channels: usize, eps: f64) -> Result<Af
     Ok((scale, shift))
 }
 
-/// A step's kind, input, residual and non-linearity, in nodes.
+/// A step's kind, first node, residual and non-linearity, in nodes.
 type End = (Kind, Id, Option<Id>, Act);
 
 struct Lowering<'a> {
     graph: &'a Graph,
+    /// Of each node.
+    channels: Vec<usize>,
     consumers: Vec<Vec<Id>>,
     /// Nodes that became part of an earlier node's step.
     taken: Vec<bool>,
@@ -170,29 +240,24 @@ impl Lowering<'_> {
         Some(other)
     }
 
-    fn take_act(&mut self, end: &mut Id) -> Act {
-        let Some(next) = self.next(*end) else { return Act::None };
-        let act = match self.graph.nodes[next].op {
-            Op::Relu => Act::Relu,
-            Op::Relu6 => Act::Relu6,
-            _ => return Act::None,
-        };
+    fn take_act(&mut self, end: &mut Id) -> Result<Act> {
+        let Some(next) = self.next(*end) else { return Ok(Act::None) };
+        let Some(act) = Act::of(&self.graph.nodes[next].op)? else { return Ok(Act::None) };
         self.taken[next] = true;
         *end = next;
-        act
+        Ok(act)
     }
 
     /// Starts a step at `id` and lets it take what follows.
-    fn fuse(&mut self, id: Id, mut end: Id, kind: Kind) {
-        let input = self.graph.nodes[id].inputs[0];
+    fn fuse(&mut self, id: Id, mut end: Id, kind: Kind) -> Result<()> {
         let residual = self.take_residual(&mut end);
-        let act = self.take_act(&mut end);
-        self.ends[end] = Some((kind, input, residual, act));
+        let act = self.take_act(&mut end)?;
+        self.ends[end] = Some((kind, id, residual, act));
+        Ok(())
     }
 
     fn visit(&mut self, id: Id, weights: &Weights) -> Result<()> {
         let node = &self.graph.nodes[id];
-        let input = node.inputs[0];
         match &node.op {
             Op::Conv(conv) => {
                 let (mut end, mut norm) = (id, None);
@@ -210,47 +275,70 @@ impl Lowering<'_> {
                     false if conv.groups > 1 => Kind::Dense(densify(filter, conv.groups)),
                     false => Kind::Dense(filter),
                 };
-                self.fuse(id, end, kind);
+                self.fuse(id, end, kind)?;
             }
             Op::Linear { name, inputs, outputs } => {
                 let weight = rounded(&parameter(weights, &format!("{name}.weight"), &[*outputs, *inputs])?);
                 let bias = parameter(weights, &format!("{name}.bias"), &[*outputs])?;
                 let padding = Padding::default();
                 let (inputs, outputs) = (*inputs, *outputs);
-                let filter = Filter { inputs, outputs, kernel: 1, stride: 1, padding, weight, bias };
-                self.fuse(id, id, Kind::Dense(filter));
+                let filter = Filter { inputs, outputs, kernel: [1, 1], stride: 1, padding, weight, bias };
+                self.fuse(id, id, Kind::Dense(filter))?;
             }
             Op::BatchNorm { name, channels, eps } => {
                 let (scale, bias) = affine(weights, name, *channels, *eps)?;
-                let weight = rounded(&scale);
-                let padding = Padding::default();
-                let filter = Filter { inputs: 1, outputs: *channels, kernel: 1, stride: 1, padding, weight, bias };
-                self.fuse(id, id, Kind::Depthwise(filter));
+                self.fuse(id, id, Kind::Depthwise(Filter::scale(rounded(&scale), bias)))?;
             }
             Op::Add => {
                 let mut end = id;
-                let act = self.take_act(&mut end);
-                self.ends[end] = Some((Kind::Identity, input, Some(node.inputs[1]), act));
+                let act = self.take_act(&mut end)?;
+                self.ends[end] = Some((Kind::Identity, id, Some(node.inputs[1]), act));
             }
-            Op::Relu => self.ends[id] = Some((Kind::Identity, input, None, Act::Relu)),
-            Op::Relu6 => self.ends[id] = Some((Kind::Identity, input, None, Act::Relu6)),
+            Op::Relu | Op::Relu6 | Op::LeakyRelu { .. } | Op::KeepLargest { .. } => {
+                let act = Act::of(&node.op)?.unwrap_or(Act::None);
+                self.ends[id] = Some((Kind::Identity, id, None, act));
+            }
             &Op::MaxPool { kernel, stride, padding } => {
-                self.ends[id] = Some((Kind::MaxPool { kernel, stride, padding }, input, None, Act::None));
+                self.ends[id] = Some((Kind::MaxPool { kernel, stride, padding }, id, None, Act::None));
             }
             &Op::Subsample { stride, before, after } => {
-                self.ends[id] = Some((Kind::Subsample { stride, before, after }, input, None, Act::None));
+                self.ends[id] = Some((Kind::Subsample { stride, before, after }, id, None, Act::None));
             }
-            Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, input, None, Act::None)),
-            op @ (Op::LeakyRelu { .. }
-            | Op::KeepLargest { .. }
-            | Op::Prune { .. }
-            | Op::Standardise
-            | Op::Concat
-            | Op::AveragePool { .. }) => bail!("node {id}: {op:?} is not implemented by this executor"),
-            Op::Input | Op::Normalise { .. } => bail!("node {id}: an image is normalised once, at the start"),
+            &Op::Prune { samples, index } => {
+                if !(samples > 0.0 && samples.is_finite()) {
+                    bail!("node {id}: pruning stands for {samples} draws per value, which must be above 0");
+                }
+                self.fuse(id, id, Kind::Prune { samples, index })?;
+            }
+            &Op::AveragePool { kernel, stride, padding } => {
+                let filter = Filter::average(self.channels[id], kernel, stride, padding);
+                self.fuse(id, id, Kind::Depthwise(filter))?;
+            }
+            Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, id, None, Act::None)),
+            Op::Concat => self.ends[id] = Some((Kind::Concat, id, None, Act::None)),
+            Op::Input | Op::Normalise { .. } | Op::Standardise => {
+                bail!("node {id}: an image is normalised, and then standardised, once and at the start")
+            }
         }
         Ok(())
     }
+}
+
+/// The channels of each node, as far as they do not depend on parameters.
+fn channels(graph: &Graph) -> Vec<usize> {
+    let mut channels: Vec<usize> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let of_inputs = node.inputs.iter().map(|&input| channels[input]);
+        channels.push(match &node.op {
+            Op::Normalise { mean, .. } => mean.len(),
+            Op::Conv(conv) => conv.outputs,
+            Op::Linear { outputs, .. } => *outputs,
+            Op::Subsample { before, after, .. } => before + of_inputs.sum::<usize>() + after,
+            Op::Concat => of_inputs.sum(),
+            _ => of_inputs.take(1).sum(),
+        });
+    }
+    channels
 }
 
 /// Fuses a graph into steps.
@@ -270,29 +358,39 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
     else {
         bail!("a network starts with the input and its normalisation");
     };
-    let mut lowering = Lowering { graph, consumers, taken: vec![false; count], ends: vec![None; count] };
+    let channels = channels(graph);
+    // Where the network begins.
+    let standardise = matches!(graph.nodes.get(2), Some(node) if node.op == Op::Standardise) && consumers[1] == [2];
+    let start = if standardise { 2 } else { 1 };
+    let mut lowering = Lowering { graph, channels, consumers, taken: vec![false; count], ends: vec![None; count] };
     let mut values = vec![None; count];
-    values[1] = Some(0);
+    values[start] = Some(0);
     let mut steps: Vec<Step> = Vec::new();
-    for id in 2..count {
+    for id in start + 1..count {
         if !lowering.taken[id] {
             lowering.visit(id, weights)?;
         }
-        if let Some((kind, input, residual, act)) = lowering.ends[id].take() {
+        if let Some((kind, first, residual, act)) = lowering.ends[id].take() {
             let value = |node: Id| match values[node] {
                 Some(value) => Ok(value),
                 None => bail!("node {node} is read in an order that cannot be fused"),
             };
+            let others = match kind {
+                Kind::Concat => &graph.nodes[first].inputs[1..],
+                _ => &[],
+            };
             let step = Step {
                 kind,
-                input: value(input)?,
+                input: value(graph.nodes[first].inputs[0])?,
+                others: others.iter().map(|&other| value(other)).collect::<Result<_>>()?,
                 residual: residual.map(value).transpose()?,
                 output: steps.len() + 1,
                 act,
+                first,
                 node: id,
             };
-            let on_image = step.input == 0 || step.residual == Some(0);
-            if on_image && !(matches!(step.kind, Kind::Dense(_)) && step.residual != Some(0)) {
+            let besides = step.residual == Some(0) || step.others.contains(&0);
+            if besides || step.input == 0 && !matches!(step.kind, Kind::Dense(_)) {
                 bail!("only convolutions without groups may read the image");
             }
             steps.push(step);
@@ -302,5 +400,5 @@ pub(crate) fn lower(graph: &Graph, weights: &Weights) -> Result<Network> {
     if values[count - 1] != Some(steps.len()) || steps.is_empty() {
         bail!("the last node must give the logits");
     }
-    Ok(Network { mean: mean.clone(), std: std.clone(), steps, classes: graph.classes, direct: false })
+    Ok(Network { mean: mean.clone(), std: std.clone(), standardise, steps, classes: graph.classes, direct: false })
 }

@@ -44,7 +44,9 @@ pub(crate) enum Algorithm {
         blocks: Vec<usize>,
         chunk: usize,
     },
-    Depthwise,
+    Depthwise {
+        channels_padded: usize,
+    },
     /// The gradient of a convolution of the image.
     Stem {
         depth: usize,
@@ -66,27 +68,27 @@ pub(crate) enum Form {
 }
 
 pub(crate) fn forward_sweep(filter: &Filter, rows: usize, columns: usize) -> Sweep {
-    let k = filter.kernel;
+    let [down, across] = filter.kernel;
     let tap = |i: usize| {
-        let (y, x) = (i / k, i % k);
+        let (y, x) = (i / across, i % across);
         (y as isize - filter.padding.top as isize, x as isize - filter.padding.left as isize, y, x)
     };
-    Sweep { taps: (0..k * k).map(tap).collect(), stride: filter.stride, step: 1, first: (0, 0), rows, columns }
+    Sweep { taps: (0..down * across).map(tap).collect(), stride: filter.stride, step: 1, first: (0, 0), rows, columns }
 }
 
 /// The gradient's sweeps, one for each parity of the input's rows and columns, over an input of `rows x columns`: row
 /// `i` of the input is in output row `(i + top - y) / stride` for each kernel row `y` that makes this whole.
 pub(crate) fn backward_sweeps(filter: &Filter, rows: usize, columns: usize) -> Vec<Sweep> {
-    let (k, s) = (filter.kernel, filter.stride);
-    let taps = |parity: usize, before: usize| {
+    let ([height, width], s) = (filter.kernel, filter.stride);
+    let taps = |parity: usize, before: usize, size: usize| {
         let offset = move |at: usize| (parity + before) as isize - at as isize;
-        (0..k).filter(move |&at| offset(at).rem_euclid(s as isize) == 0).map(move |at| (offset(at) / s as isize, at))
+        (0..size).filter(move |&at| offset(at).rem_euclid(s as isize) == 0).map(move |at| (offset(at) / s as isize, at))
     };
     let mut sweeps = Vec::new();
     for py in 0..s.min(rows) {
         for px in 0..s.min(columns) {
-            let across: Vec<_> = taps(px, filter.padding.left).collect();
-            let down = taps(py, filter.padding.top);
+            let across: Vec<_> = taps(px, filter.padding.left, width).collect();
+            let down = taps(py, filter.padding.top, height);
             let mut all: Vec<_> = down.flat_map(|(dy, y)| across.iter().map(move |&(dx, x)| (dy, dx, y, x))).collect();
             // In the order of memory, which Winograd's tiles rely on.
             all.sort_unstable();
@@ -99,7 +101,7 @@ pub(crate) fn backward_sweeps(filter: &Filter, rows: usize, columns: usize) -> V
 
 /// The rule by which a dense convolution is done, of shapes alone.
 pub(crate) fn form(filter: &Filter, rows: usize, columns: usize) -> Form {
-    let three = filter.kernel == 3 && filter.stride == 1;
+    let three = filter.kernel == [3, 3] && filter.stride == 1;
     let padding = filter.padding;
     let small = padding.top.max(padding.bottom).max(padding.left).max(padding.right) <= 2;
     match three && small && filter.inputs >= 8 && filter.outputs >= 8 && rows * columns >= 9 {
@@ -186,7 +188,7 @@ impl Draft {
                 for (row, &(_, _, y, x)) in weights.as_mut().chunks_exact_mut(padded).zip(&taps) {
                     row[..outputs].iter_mut().enumerate().for_each(|(c, w)| *w = weight(c, c, y, x) as f32);
                 }
-                (taps.iter().map(offset).collect(), weights, Algorithm::Depthwise)
+                (taps.iter().map(offset).collect(), weights, Algorithm::Depthwise { channels_padded: padded })
             }
             Form::Stem => {
                 let mut weights = Floats::zeros(depth * taps.len() * outputs);

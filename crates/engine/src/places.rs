@@ -22,6 +22,8 @@ pub(crate) struct Back {
     pub stage: Option<usize>,
     /// The value whose gradient is made.
     pub value: usize,
+    /// Channels before it where it is part of a concatenation.
+    pub before: usize,
     pub from: usize,
     pub residual: Option<usize>,
     /// None is the image's gradient.
@@ -81,11 +83,11 @@ pub(crate) fn segments(network: &Network, layouts: &[Layout], work: &[Work], bac
 
 /// The backward pass in order: every value's gradient is summed over its readers, last reader first, and the last sum
 /// applies the mask of the value's ReLU. A residual's share is the gradient of the sum itself, so it is not copied.
-pub(crate) fn backward(steps: &[Step], acts: &[Act]) -> (Vec<Back>, Vec<usize>) {
+pub(crate) fn backward(steps: &[Step], acts: &[Act], channels: &[usize]) -> (Vec<Back>, Vec<usize>) {
     let values = steps.len() + 1;
     let mut shares = vec![0; values];
     for step in steps {
-        step.residual.iter().chain([&step.input]).for_each(|&value| shares[value] += 1);
+        step.reads().for_each(|value| shares[value] += 1);
     }
     let mut values_of = vec![values - 1];
     let mut current: Vec<Option<usize>> = vec![None; values];
@@ -94,9 +96,14 @@ pub(crate) fn backward(steps: &[Step], acts: &[Act]) -> (Vec<Back>, Vec<usize>) 
     for (stage, step) in steps.iter().enumerate().rev() {
         // A value nobody reads has no gradient.
         let Some(from) = current[step.output] else { continue };
-        let identity = matches!(step.kind, Kind::Identity);
-        let shares_of_step = step.residual.map(|r| (r, None)).into_iter();
-        for (value, work) in shares_of_step.chain([(step.input, (!identity).then_some(stage))]) {
+        let work = (!matches!(step.kind, Kind::Identity)).then_some(stage);
+        let mut before = 0;
+        let inputs = step.inputs().map(|value| {
+            let first = before;
+            before += channels[value];
+            (value, work, first)
+        });
+        for (value, work, before) in step.residual.map(|residual| (residual, None, 0)).into_iter().chain(inputs) {
             shares[value] -= 1;
             let masked = shares[value] == 0 && acts[value] != Act::None;
             let residual = current[value];
@@ -109,7 +116,7 @@ pub(crate) fn backward(steps: &[Step], acts: &[Act]) -> (Vec<Back>, Vec<usize>) 
                 values_of.len() - 1
             });
             let accumulate = value == 0 && backs.iter().any(|back| back.value == 0);
-            backs.push(Back { of: stage, stage: work, value, from, residual, to, masked, accumulate });
+            backs.push(Back { of: stage, stage: work, value, before, from, residual, to, masked, accumulate });
             current[value] = to;
         }
     }
@@ -168,11 +175,10 @@ pub(crate) fn forward_places(
     let mut uses = Vec::new();
     for (stage, step) in network.steps.iter().enumerate() {
         let segment = segment_of(segments, stage);
-        let reads = || [Some(step.input), step.residual].into_iter().flatten();
-        reads().chain([step.output]).for_each(|value| widen(&mut spans[value], segment));
+        step.reads().chain([step.output]).for_each(|value| widen(&mut spans[value], segment));
         uses.push(Use {
             // The image has a place of its own.
-            reads: reads().filter(|&value| value != 0).collect(),
+            reads: step.reads().filter(|&value| value != 0).collect(),
             writes: Some(step.output),
             over: step.residual.filter(|&residual| residual != step.input),
         });

@@ -18,7 +18,7 @@ use crate::memory::Floats;
 ///
 /// Compiled once: batch-norm is folded and weights are packed at the first query of each image size, in f32. Buffers
 /// are kept between queries. Images are independent: a row of the answer has the same bits in any batch and with any
-/// number of threads.
+/// number of threads. A network that is random inside needs one key for each image.
 pub struct Plan {
     pub(crate) network: Network,
     isa: Isa,
@@ -54,8 +54,8 @@ impl Fitted {
         self.net.channels * self.net.values[0].rows * self.net.values[0].columns
     }
 
-    /// Logits; `state` is empty or has `net.state` bytes an image.
-    pub(crate) fn forward(&self, pixels: &[f32], state: &mut [u8], logits: &mut [f32]) {
+    /// Logits; `keys` and `state` are empty, or have a key and `net.state` bytes for each image.
+    pub(crate) fn forward(&self, pixels: &[f32], keys: &[Key], state: &mut [u8], logits: &mut [f32]) {
         let images = logits.len() / self.net.classes;
         let group = self.group(images);
         // Without state each group is given an empty one.
@@ -67,9 +67,12 @@ impl Fitted {
             .par_chunks(group * self.pixels())
             .zip(logits.par_chunks_mut(group * self.net.classes))
             .zip(&mut states)
-            .for_each(|((pixels, logits), state)| {
+            .enumerate()
+            .for_each(|(i, ((pixels, logits), state))| {
+                let images = logits.len() / self.net.classes;
+                let keys = if keys.is_empty() { keys } else { &keys[i * group..][..images] };
                 self.with_arena(|arena| {
-                    Run::new(&self.net, arena, state, logits.len() / self.net.classes).forward(pixels, logits);
+                    Run::new(&self.net, arena, state, images).with_keys(keys).forward(pixels, logits);
                 });
             });
     }
@@ -104,7 +107,8 @@ impl Plan {
     ///
     /// # Errors
     /// If a parameter is missing or of the wrong shape, or the graph is not one the engine can run: an image that
-    /// something other than a convolution reads, or a second normalisation.
+    /// something other than a convolution reads, a second normalisation, or a standardisation elsewhere than right behind the
+    /// first.
     pub fn new(graph: &Graph, weights: &Weights) -> Result<Self> {
         Self::with_isa(graph, weights, Isa::available()[0])
     }
@@ -149,6 +153,15 @@ impl Plan {
         Ok(fitted)
     }
 
+    /// The keys of `n` images, if any are needed.
+    fn keys<'a>(&self, keys: &'a [Key], n: usize) -> Result<&'a [Key]> {
+        match self.network.draws() {
+            true if keys.len() != n => bail!("{} keys for {n} images of a stochastic network", keys.len()),
+            true => Ok(keys),
+            false => Ok(&[]),
+        }
+    }
+
     fn size(&self, x: &Tensor) -> Result<(usize, Arc<Fitted>)> {
         let (n, c, h, w) = x.dims4()?;
         if c != self.network.mean.len() {
@@ -167,11 +180,12 @@ impl Classifier for Plan {
         &Device::Cpu
     }
 
-    fn logits(&self, x: &Tensor, _: &[Key]) -> Result<Tensor> {
+    fn logits(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
         let (n, fitted) = self.size(x)?;
+        let keys = self.keys(keys, n)?;
         let mut logits = vec![0.0; n * self.network.classes];
         with_floats(x, |pixels| {
-            fitted.forward(pixels, &mut [], &mut logits);
+            fitted.forward(pixels, keys, &mut [], &mut logits);
             Ok(())
         })?;
         Tensor::from_vec(logits, (n, self.network.classes), &Device::Cpu)
@@ -180,16 +194,17 @@ impl Classifier for Plan {
     fn input_gradient(
         &self,
         x: &Tensor,
-        _: &[Key],
+        keys: &[Key],
         upstream: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let (n, fitted) = self.size(x)?;
+        let keys = self.keys(keys, n)?;
         let shape = (n, self.network.classes);
         let mut state = lock(&fitted.states).pop().unwrap_or_default();
         state.resize(n * fitted.net.state, 0);
         let mut logits = vec![0.0; n * self.network.classes];
         with_floats(x, |pixels| {
-            fitted.forward(pixels, &mut state, &mut logits);
+            fitted.forward(pixels, keys, &mut state, &mut logits);
             Ok(())
         })?;
         let upstream = upstream(&Tensor::from_vec(logits, shape, &Device::Cpu)?)?;

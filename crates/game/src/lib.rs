@@ -6,6 +6,7 @@
 mod catalogue;
 mod classifier;
 mod defense;
+mod fill;
 mod fraction;
 mod goal;
 mod interval;
@@ -19,7 +20,7 @@ pub use classifier::Classifier;
 pub use defense::{Defense, Gradient, pullback};
 pub use fraction::Fraction;
 pub use goal::Goal;
-pub use interval::{wilson, wilson_rate};
+pub use interval::{Pairs, mcnemar, paired_difference, wilson, wilson_rate};
 pub use key::{Key, Phase, philox4x32_10};
 pub use norm::Norm;
 pub use vectorised::InstructionSet;

@@ -1,13 +1,18 @@
 //! Cells to jobs: what each stage is given, checked against the stages' own parameter types.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
+use defenses::Detector;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use stage::{Epoch, Stage};
 use stage_attack::Attack;
 use stage_finetune::{Finetune, Keep, Training};
-use stage_report::{Cell, RuleName, TheoryTable};
+use stage_fit::Fit;
+use stage_report::{Cell, Claim, Protocol, Reading, RuleName, TheoryTable};
 use stage_sample::Sample;
 use stage_theory::Theory;
 
@@ -33,16 +38,20 @@ struct Base {
     finetuned: bool,
     #[serde(default)]
     finetuning: Option<Table>,
+    #[serde(default)]
+    inside: Option<Value>,
     defense: Table,
     attack: Table,
     goal: Table,
     #[serde(default)]
     votes: Option<Table>,
+    #[serde(default)]
+    detector: Option<UsedDetector>,
     /// The snapshot to report, where the attack takes several; the last one otherwise.
     #[serde(default)]
     step: Option<u32>,
     #[serde(default)]
-    protocol: Option<Value>,
+    protocol: Protocol,
     #[serde(default)]
     epoch: Option<Value>,
     #[serde(default)]
@@ -53,6 +62,21 @@ struct Base {
     keep_logits: Option<Value>,
     #[serde(default)]
     keep_delta: Option<Value>,
+}
+
+/// A detector, how it is fitted, and how it is used.
+#[derive(Debug, Deserialize)]
+struct UsedDetector {
+    sample: Table,
+    #[serde(default)]
+    limit: Option<Value>,
+    #[serde(default)]
+    seed: Option<Value>,
+    #[serde(default)]
+    false_positive_rate: Option<Value>,
+    /// What is left is the detector's.
+    #[serde(flatten)]
+    detector: Table,
 }
 
 /// Weights by name, and what to do where no place has them.
@@ -113,12 +137,15 @@ pub fn plan(
         analysis: pipeline.analysis.clone(),
         layout: pipeline.layout.clone(),
         cells: Vec::new(),
+        compare: pipeline.compare.clone(),
         paper: pipeline.paper.clone(),
+        notes: pipeline.notes.clone(),
         theory: None,
     };
     match pipeline.kind {
         Kind::Theory => theory(pipeline, params, jobs).map(Ok),
         Kind::Attack => attacks(pipeline, params, sources, options, jobs),
+        Kind::Collection => collection(pipeline, params, sources, options, jobs),
     }
 }
 
@@ -157,7 +184,7 @@ fn attacks(
     let mut missing = None;
     for (at, base) in pipeline.cells() {
         let mut planner = Planner { sources, options, jobs: &mut tried };
-        match planner.cell(&base, &params.layout) {
+        match planner.cell(&base, pipeline) {
             Ok((cell, read)) => {
                 for address in read {
                     if !inputs.contains(&address) {
@@ -179,6 +206,51 @@ fn attacks(
         return Ok(Err(reason));
     }
     *jobs = tried;
+    let protocols: BTreeSet<Protocol> = params.cells.iter().map(|cell| cell.protocol).collect();
+    let changes = protocols.into_iter().filter_map(|protocol| pipeline.readings.note(protocol));
+    params.notes = changes.chain(params.notes).collect();
+    Ok(Ok(Work { params, inputs }))
+}
+
+/// The cells, claims and notes of all parts as one report; it lacks what any of them lacks.
+fn collection(
+    pipeline: &Pipeline,
+    mut params: stage_report::Params,
+    sources: &Sources,
+    options: &Options,
+    jobs: &mut Jobs,
+) -> Result<Result<Work, String>> {
+    let mut tried = jobs.clone();
+    let mut inputs: Vec<String> = Vec::new();
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
+    for part in &pipeline.parts {
+        let label = |at: BTreeMap<String, String>| {
+            at.into_iter().chain([(pipeline.part_axis.clone(), part.label.clone())]).collect()
+        };
+        let work = match plan(&part.pipeline, sources, options, &mut tried)? {
+            Ok(work) => work,
+            Err(reason) => return Ok(Err(format!("its part {}: {reason}", part.pipeline.name))),
+        };
+        params.cells.extend(work.params.cells.into_iter().map(|cell| Cell { at: label(cell.at), ..cell }));
+        params.paper.extend(work.params.paper.into_iter().map(|claim| Claim { at: label(claim.at), ..claim }));
+        for address in work.inputs {
+            if !inputs.contains(&address) {
+                inputs.push(address);
+            }
+        }
+        for note in work.params.notes {
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, parts)) => parts.push(&part.label),
+                None => notes.push((note, vec![&part.label])),
+            }
+        }
+    }
+    *jobs = tried;
+    // What all parts say need not name them.
+    params.notes.extend(notes.into_iter().map(|(note, parts)| match parts.len() {
+        all if all == pipeline.parts.len() => note,
+        _ => format!("{}: {note}", parts.join(", ")),
+    }));
     Ok(Ok(Work { params, inputs }))
 }
 
@@ -240,14 +312,20 @@ impl Network {
 
 impl Planner<'_> {
     /// One cell's jobs; the cell as the report sees it, and the addresses the report reads.
-    fn cell(&mut self, base: &Table, layout: &stage_report::Layout) -> Result<(Cell, Vec<String>), Trouble> {
+    fn cell(&mut self, base: &Table, pipeline: &Pipeline) -> Result<(Cell, Vec<String>), Trouble> {
         let base: Base = read(Value::Object(base.clone()))?;
+        let reading = pipeline.readings.of(base.protocol);
         let images = self.sample("sample", &base.sample)?;
         let network = self.network(&base)?;
         let mut params = json!({"defense": base.defense, "attack": base.attack, "goal": base.goal});
+        let detection = |used: &UsedDetector| match &used.false_positive_rate {
+            Some(rate) => json!({"false_positive_rate": rate}),
+            None => json!({}),
+        };
         let optional = [
+            ("inside", base.inside),
+            ("detector", base.detector.as_ref().map(detection)),
             ("votes", base.votes.map(Value::Object)),
-            ("protocol", base.protocol),
             ("epoch", base.epoch),
             ("seed", base.seed),
             ("limit", base.limit),
@@ -263,16 +341,19 @@ impl Planner<'_> {
         typed.defense.check().map_err(|reason| format!("defense: {reason}"))?;
         typed.attack.check().map_err(|reason| format!("attack: {reason}"))?;
         network.keeps(typed.epoch).map_err(|reason| format!("epoch: {reason}"))?;
-        check(&typed, &network.model, layout)?;
+        check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
 
-        let inputs = [images.address, network.address.clone()];
-        let attack = self.attack(&typed, &inputs, images.count)?;
+        let mut inputs = vec![images.address, network.address.clone()];
+        let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
+        inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
+        let detector = fitted.map(|(_, detector)| detector);
+        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref())?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
             // The perturbation of a companion is no result.
             let companion = stage_attack::Params { attack: spec, keep_delta: false, ..typed.clone() };
-            companions.push(self.attack(&companion, &inputs, images.count)?);
+            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref())?);
         }
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
@@ -280,11 +361,15 @@ impl Planner<'_> {
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
+        if let Some(detector) = detector {
+            flatten("detector.", &json!(detector), &mut parameters);
+        }
         flatten("sample.", &Value::Object(base.sample), &mut parameters);
         parameters.insert("finetuned".to_owned(), Value::Bool(base.finetuned));
         let cell = Cell {
             at: BTreeMap::new(),
-            protocol: params["protocol"].as_str().unwrap_or_default().to_owned(),
+            protocol: base.protocol,
+            reading,
             parameters,
             attack: folder(&attack),
             step: base.step,
@@ -443,23 +528,57 @@ impl Planner<'_> {
         Ok(Network { address, model, training: typed.training })
     }
 
+    /// The fit job of a cell's detector, to the network that is attacked; its address, and the detector.
+    fn fit(
+        &mut self,
+        used: UsedDetector,
+        network: &Network,
+        attack: &stage_attack::Params,
+    ) -> Result<(String, Detector), Trouble> {
+        let images = self.sample("detector.sample", &used.sample)?;
+        let mut params = json!({"detector": used.detector, "epoch": attack.epoch});
+        let optional =
+            [("inside", attack.inside.as_ref().map(value).transpose()?), ("limit", used.limit), ("seed", used.seed)];
+        for (key, value) in optional {
+            if let Some(value) = value {
+                params[key] = value;
+            }
+        }
+        let named = |fault: String| if fault.starts_with("detector") { fault } else { format!("detector.{fault}") };
+        let (typed, params): (stage_fit::Params, Value) = typed(params).map_err(named)?;
+        typed.check().map_err(named)?;
+        let count = fewer(images.count, typed.limit);
+        let evaluations = |images| images * (1 + u64::from(typed.detector.draws()));
+        let address = self.jobs.add(Wanted {
+            stage: Fit::NAME,
+            revision: Fit::REVISION,
+            slug: typed.detector.name().to_owned(),
+            params,
+            inputs: vec![images.address, network.address.clone()],
+            files: vec![],
+            parts: 1,
+            cost: Cost { votes: count.map_or(0, evaluations), unknown: u64::from(count.is_none()), ..Cost::default() },
+        })?;
+        Ok((address, typed.detector))
+    }
+
     fn attack(
         &mut self,
         params: &stage_attack::Params,
         inputs: &[String],
         count: Option<u64>,
+        detector: Option<&Detector>,
     ) -> Result<String, Trouble> {
         params.check()?;
-        let images = params.limit.map_or(count, |limit| count.map(|count| count.min(limit.into())));
         let address = self.jobs.add(Wanted {
             stage: Attack::NAME,
             revision: Attack::REVISION,
-            slug: format!("{}--{}", params.defense.slug(), params.attack.slug()),
+            slug: format!("{}--{}", defended(params, detector), params.attack.slug()),
             params: value(params)?,
             inputs: inputs.to_vec(),
             files: vec![],
             parts: self.options.shards,
-            cost: cost(params, images),
+            cost: cost(params, fewer(count, params.limit), detector),
         })?;
         Ok(address)
     }
@@ -491,18 +610,24 @@ fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
 }
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.
-fn check(attack: &stage_attack::Params, model: &nets::Spec, layout: &stage_report::Layout) -> Result<(), String> {
+fn check(attack: &stage_attack::Params, model: &nets::Spec, reading: &Reading) -> Result<(), String> {
     if let Some(class) = attack.goal.target()
         && class as usize >= model.classes()
     {
         return Err(format!("goal.class: the network knows the classes 0 to {}, not {class}", model.classes() - 1));
     }
-    for rule in std::iter::once(&layout.rule).chain(&layout.more_rules) {
+    for rule in std::iter::once(&reading.rule).chain(&reading.more_rules) {
         if let Some(n) = rule.n.filter(|n| *n == 0 || *n > attack.votes.draws) {
             return Err(format!("votes.draws: the report's rule asks for {n} votes of {}", attack.votes.draws));
         }
-        if rule.name == RuleName::MeanLogits && !attack.keep_logits {
-            return Err("keep_logits: the report's rule `mean-logits` needs it to be true".to_owned());
+        if matches!(rule.name, RuleName::MeanLogits | RuleName::MeanSoftmax) {
+            let name = rule.name.name();
+            if !attack.keep_logits {
+                return Err(format!("keep_logits: the report's rule `{name}` needs it to be true"));
+            }
+            if rule.n.is_some() {
+                return Err(format!("the report's rule `{name}` takes all draws; leave out its n"));
+            }
         }
     }
     Ok(())
@@ -518,14 +643,31 @@ fn check_step(step: Option<u32>, attack: &stage_attack::Params) -> Result<(), St
     }
 }
 
-/// Votes are taken after every snapshot, and by the attack `none` before it too.
-fn cost(params: &stage_attack::Params, images: Option<u64>) -> Cost {
+/// A number of images under a limit.
+fn fewer(count: Option<u64>, limit: Option<u32>) -> Option<u64> {
+    limit.map_or(count, |limit| count.map(|count| count.min(limit.into())))
+}
+
+/// What an attack is up against, for eyes only: the defense, unless there is none and something else instead.
+fn defended(params: &stage_attack::Params, detector: Option<&Detector>) -> String {
+    let inside = params.inside.as_ref().map(nets::Inside::slug);
+    let mut others: Vec<String> =
+        inside.into_iter().chain(detector.map(|detector| detector.name().to_owned())).collect();
+    if others.is_empty() || params.defense.name() != "none" {
+        others.insert(0, params.defense.slug());
+    }
+    others.join("-")
+}
+
+/// Votes are taken after every snapshot, and by the attack `none` before it too; a detector looks at each.
+fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&Detector>) -> Cost {
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
     Cost {
+        forward_queries: images * attack.cost().forward,
         gradient_queries: images * attack.cost().backward,
-        votes: images * rounds * u64::from(params.votes.draws),
+        votes: images * rounds * u64::from(params.votes.draws) * (1 + detector.map_or(0, |it| it.draws().into())),
         ..Cost::default()
     }
 }

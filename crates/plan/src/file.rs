@@ -1,4 +1,75 @@
 //! The pipeline file: what is written once, what varies, and what each scale changes.
+//!
+//! A file of kind `attack`, which is the default:
+//!
+//! ```toml
+//! title = "One line"
+//! analysis = "Prose above the table"
+//! notes = ["What to know beside it: printed under the table"]
+//!
+//! [base]                      # one cell: sample, model or weights, training, defense, attack, goal, votes, ...
+//! protocol = "corrected"      # or "paper-text", "authors-code": decides no number of an attack, so that cells which
+//!                             # differ in it alone share their jobs
+//!
+//! [[axis]]                    # one per thing that varies; a point is a change to the base
+//! name = "protocol"
+//! points = [{ protocol = "authors-code" }, { protocol = "corrected", votes.draws = 100 }]
+//!
+//! [[axis]]
+//! name = "attack"
+//! points = [{ label = "with EOT", attack.eot.draws = 30 }, { label = "without EOT", attack.eot.draws = 1 }]
+//!
+//! [report]
+//! rows = ["protocol"]
+//! columns = ["attack"]
+//! best_over = []              # axes of which the best point for the adversary is taken
+//! value = "attack_success_rate"
+//! rule = { name = "majority" }
+//! more_rules = [{ name = "majority", n = 1 }]     # into the data files only, for every cell
+//!
+//! [report.protocols.authors-code]                 # what differs for the cells of one protocol; every key is optional
+//! value = "attacked_error"
+//! rule = { name = "majority", n = 1 }
+//! note = "What this protocol changes: printed under the table"
+//!
+//! [report.compare]            # paired, over the same images, in every remaining cell
+//! axis = "attack"
+//! base = "with EOT"
+//! other = "without EOT"
+//! share = 0.95                # optional: test whether `other` reaches this share of `base`
+//!
+//! [[paper]]                   # what the paper claims; without `quantity` it is about the printed number
+//! at = { attack = "with EOT" }
+//! value = 1.0
+//!
+//! [[paper]]                   # evaluations of the network per image: `forward_queries` or `backward_queries`
+//! at = { attack = "with EOT" }
+//! quantity = "backward_queries"
+//! value = 30000
+//!
+//! [scale.demo]                # what one scale changes; notes are added, `notes = { only = [...] }` replaces them
+//! notes = ["100 images of 32 x 32 pixels instead of 1,000 of 299 x 299"]
+//! base.votes.draws = 20
+//! axis.attack.points."with EOT".attack.steps = [10]
+//! ```
+//!
+//! A file of kind `collection` makes one table of several files of kind `attack` beside it, each of which can be made alone
+//! too. Their cells, readings, claims and notes are the parts' own, their jobs are shared, and one more axis tells them apart:
+//!
+//! ```toml
+//! kind = "collection"
+//! title = "One line"
+//! analysis = "Prose above the table"
+//! part_axis = "defense"
+//!
+//! [[part]]
+//! pipeline = "table2-guo"     # table2-guo.toml beside this file
+//! label = "Random crop (Guo et al. 2018)"
+//!
+//! [report]                    # rows, columns, best_over and compare alone: the rest is the parts'
+//! rows = ["defense"]
+//! columns = ["protocol", "attack"]
+//! ```
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +78,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use stage_report::{Claim, Layout};
+use stage_report::{Claim, Comparison, Layout, Protocol, QUERIES, Quantity, Reading, Rule};
 
 use crate::{Error, Result};
 
@@ -50,6 +121,8 @@ pub enum Kind {
     Attack,
     /// Closed forms: one theory job.
     Theory,
+    /// Several pipelines of kind `attack` in one table.
+    Collection,
 }
 
 /// One pipeline file.
@@ -65,9 +138,15 @@ struct File {
     #[serde(default)]
     axis: Vec<Axis>,
     #[serde(default)]
-    report: Layout,
+    report: ReportTable,
     #[serde(default)]
     paper: Vec<Claim>,
+    #[serde(default)]
+    notes: Vec<String>,
+    #[serde(default)]
+    part_axis: Option<String>,
+    #[serde(default)]
+    part: Vec<PartEntry>,
     #[serde(default)]
     theory: Table,
     #[serde(default)]
@@ -82,10 +161,70 @@ struct Axis {
     points: Vec<Table>,
 }
 
+/// One pipeline of a collection.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartEntry {
+    /// The stem of its file, beside the collection's.
+    pipeline: String,
+    label: String,
+}
+
+/// `[report]`: how the votes are read, laid out and compared.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ReportTable {
+    rows: Vec<String>,
+    columns: Vec<String>,
+    best_over: Vec<String>,
+    value: Option<Quantity>,
+    rule: Option<Rule>,
+    more_rules: Vec<Rule>,
+    protocols: BTreeMap<Protocol, ProtocolTable>,
+    compare: Option<Comparison>,
+}
+
+/// What differs in the report for the cells of one protocol.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ProtocolTable {
+    value: Option<Quantity>,
+    rule: Option<Rule>,
+    note: Option<String>,
+}
+
+/// How the votes of a pipeline's cells are read.
+#[derive(Clone, Debug, Default)]
+pub struct Readings {
+    common: Reading,
+    protocols: BTreeMap<Protocol, ProtocolTable>,
+}
+
+impl Readings {
+    /// The reading of a cell of this protocol.
+    #[must_use]
+    pub fn of(&self, protocol: Protocol) -> Reading {
+        let own = self.protocols.get(&protocol);
+        Reading {
+            value: own.and_then(|own| own.value).unwrap_or(self.common.value),
+            rule: own.and_then(|own| own.rule.clone()).unwrap_or_else(|| self.common.rule.clone()),
+            more_rules: self.common.more_rules.clone(),
+        }
+    }
+
+    /// What the protocol changes, as a note under the table.
+    #[must_use]
+    pub fn note(&self, protocol: Protocol) -> Option<String> {
+        let note = self.protocols.get(&protocol)?.note.as_ref()?;
+        Some(format!("`{}`: {note}", protocol.name()))
+    }
+}
+
 /// What one scale changes.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Overlay {
+    notes: NotesOverlay,
     base: Table,
     axis: BTreeMap<String, AxisOverlay>,
     theory: Table,
@@ -99,6 +238,28 @@ struct AxisOverlay {
     only: Option<Vec<String>>,
     /// Changes to points, by label.
     points: BTreeMap<String, Table>,
+}
+
+/// What one scale changes about the notes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum NotesOverlay {
+    /// Adds these.
+    More(Vec<String>),
+    /// Says these instead.
+    Instead(OnlyNotes),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OnlyNotes {
+    only: Vec<String>,
+}
+
+impl Default for NotesOverlay {
+    fn default() -> Self {
+        Self::More(Vec::new())
+    }
 }
 
 /// A pipeline at one scale: overlays merged, labels settled.
@@ -120,8 +281,18 @@ pub struct Pipeline {
     pub base: Table,
     /// How the table is laid out.
     pub layout: Layout,
+    /// How the votes are read.
+    pub readings: Readings,
+    /// Two points of one axis to compare.
+    pub compare: Option<Comparison>,
     /// The paper's numbers about points that this scale keeps.
     pub paper: Vec<Claim>,
+    /// Sentences under the table.
+    pub notes: Vec<String>,
+    /// The axis that tells the parts of a collection apart; empty for other kinds.
+    pub part_axis: String,
+    /// The pipelines of a collection.
+    pub parts: Vec<Part>,
     /// Parameters of the theory job.
     pub theory: Table,
 }
@@ -135,6 +306,15 @@ pub struct Point {
     pub changes: Table,
 }
 
+/// One pipeline of a collection, at the collection's scale.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// What the report prints.
+    pub label: String,
+    /// The pipeline, of kind `attack`.
+    pub pipeline: Pipeline,
+}
+
 /// Targets of the Makefile, which a pipeline cannot be called.
 const TAKEN: [&str; 14] = [
     "all", "build", "clean", "clippy", "cost", "data", "gc", "help", "inspect", "lint", "list", "plan", "test",
@@ -142,51 +322,39 @@ const TAKEN: [&str; 14] = [
 ];
 
 impl Pipeline {
-    /// Reads a pipeline file as one scale sees it.
+    /// Reads a pipeline file as one scale sees it, and a collection's parts beside it.
     ///
     /// # Errors
-    /// If the file cannot be read, a key is unknown, or the parts do not fit each other.
+    /// If a file cannot be read, a key is unknown, or the parts do not fit each other.
     pub fn read(path: &Path, scale: Scale) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Self::parse(&text, &name, scale)
-            .map_err(|reason| Error::File { path: path.into(), reason })
-            .map(|pipeline| Self { path: path.into(), ..pipeline })
+        let wrong = |reason| Error::File { path: path.into(), reason };
+        let file = File::parse(&text, &name).map_err(wrong)?;
+        let mut parts = Vec::new();
+        for part in file.part.iter().filter(|_| file.kind == Kind::Collection) {
+            let beside = path.with_file_name(format!("{}.toml", part.pipeline));
+            if file.part.iter().filter(|other| other.label == part.label).count() > 1 {
+                return Err(wrong(format!("part: two parts are labelled `{}`", part.label)));
+            }
+            if !beside.is_file() {
+                return Err(wrong(format!("part `{}`: there is no file {}", part.label, beside.display())));
+            }
+            // Looked at before it is read: a collection of itself would be read for ever.
+            let kind = Self::kind_of(&beside)?;
+            if kind != Kind::Attack {
+                return Err(wrong(format!("part `{}`: only pipelines of kind `attack` make a collection", part.label)));
+            }
+            parts.push(Part { label: part.label.clone(), pipeline: Self::read(&beside, scale)? });
+        }
+        file.settle(&name, scale, parts).map_err(wrong).map(|pipeline| Self { path: path.into(), ..pipeline })
     }
 
-    fn parse(text: &str, name: &str, scale: Scale) -> Result<Self, String> {
-        check_name(name)?;
-        let mut file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
-        let overlay = file.scale.remove(&scale).unwrap_or_default();
-        for (other, overlay) in &file.scale {
-            check_axes(&file.axis, overlay).map_err(|reason| format!("scale.{}: {reason}", other.name()))?;
-        }
-        let all = file.axis.iter().map(label_points).collect::<Result<Vec<_>, _>>()?;
-        check_axes(&file.axis, &overlay).map_err(|reason| format!("scale.{}: {reason}", scale.name()))?;
-        check_layout(&file.report, &all, file.kind)?;
-        if file.kind == Kind::Attack {
-            check_claims(&file.paper, &all)?;
-        }
-        let axes: Vec<_> = all
-            .into_iter()
-            .map(|(axis, points)| match overlay.axis.get(&axis) {
-                Some(changes) => (axis, apply(points, changes)),
-                None => (axis, points),
-            })
-            .collect();
-        let kept = |claim: &Claim| claim.at.iter().all(|(axis, label)| has(&axes, axis, label));
-        Ok(Self {
-            path: PathBuf::new(),
-            name: name.to_owned(),
-            kind: file.kind,
-            title: file.title,
-            analysis: file.analysis.trim().to_owned(),
-            base: merged(&file.base, &overlay.base),
-            layout: file.report,
-            paper: file.paper.into_iter().filter(|claim| file.kind == Kind::Theory || kept(claim)).collect(),
-            theory: merged(&file.theory, &overlay.theory),
-            axes,
-        })
+    fn kind_of(path: &Path) -> Result<Kind> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let file = File::parse(&text, &name).map_err(|reason| Error::File { path: path.into(), reason })?;
+        Ok(file.kind)
     }
 
     /// The cells: one point of every axis each, the last axis fastest, with the base they make.
@@ -209,6 +377,119 @@ impl Pipeline {
     }
 }
 
+impl File {
+    fn parse(text: &str, name: &str) -> Result<Self, String> {
+        check_name(name)?;
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+    }
+
+    /// The pipeline as one scale sees it.
+    fn settle(mut self, name: &str, scale: Scale, parts: Vec<Part>) -> Result<Pipeline, String> {
+        let part_axis = self.check_kind(&parts)?;
+        let overlay = self.scale.remove(&scale).unwrap_or_default();
+        for (other, overlay) in &self.scale {
+            check_axes(&self.axis, overlay).map_err(|reason| format!("scale.{}: {reason}", other.name()))?;
+        }
+        check_axes(&self.axis, &overlay).map_err(|reason| format!("scale.{}: {reason}", scale.name()))?;
+        let all = match self.kind {
+            Kind::Collection => collected(&part_axis, &parts, &self.report)?,
+            _ => self.axis.iter().map(label_points).collect::<Result<Vec<_>, _>>()?,
+        };
+        check_layout(&self.report, &all, self.kind)?;
+        if self.kind == Kind::Attack {
+            check_claims(&self.paper, &all)?;
+        }
+        if let Some(compare) = &self.report.compare {
+            check_comparison(compare, &self.report, &all)?;
+        }
+        let axes: Vec<_> = all
+            .into_iter()
+            .map(|(axis, points)| match overlay.axis.get(&axis) {
+                Some(changes) => (axis, apply(points, changes)),
+                None => (axis, points),
+            })
+            .collect();
+        let kept = |claim: &Claim| claim.at.iter().all(|(axis, label)| has(&axes, axis, label));
+        let ReportTable { rows, columns, best_over, value, rule, more_rules, protocols, compare } = self.report;
+        let common = Reading { value: value.unwrap_or_default(), rule: rule.unwrap_or_default(), more_rules };
+        Ok(Pipeline {
+            path: PathBuf::new(),
+            name: name.to_owned(),
+            kind: self.kind,
+            title: self.title,
+            analysis: self.analysis.trim().to_owned(),
+            base: merged(&self.base, &overlay.base),
+            layout: Layout { rows, columns, best_over },
+            readings: Readings { common, protocols },
+            compare,
+            paper: self.paper.into_iter().filter(|claim| self.kind == Kind::Theory || kept(claim)).collect(),
+            notes: match overlay.notes {
+                NotesOverlay::More(more) => [self.notes, more].concat(),
+                NotesOverlay::Instead(notes) => notes.only,
+            },
+            part_axis,
+            parts,
+            theory: merged(&self.theory, &overlay.theory),
+            axes,
+        })
+    }
+
+    /// Fails where the file holds what its kind has no use for; the axis of a collection's parts.
+    fn check_kind(&self, parts: &[Part]) -> Result<String, String> {
+        if self.kind != Kind::Collection {
+            let alien = self.part_axis.is_some() || !self.part.is_empty();
+            let reason = "`part` and `part_axis` belong to a pipeline of kind `collection`";
+            return if alien { Err(reason.to_owned()) } else { Ok(String::new()) };
+        }
+        let report = &self.report;
+        let reads = report.value.is_some() || report.rule.is_some() || !report.more_rules.is_empty();
+        if reads || !report.protocols.is_empty() {
+            return Err("report: the parts of a collection say how their votes are read; leave out value, rule, \
+                        more_rules and protocols"
+                .to_owned());
+        }
+        if !(self.base.is_empty() && self.axis.is_empty() && self.paper.is_empty() && self.theory.is_empty()) {
+            return Err("a collection has parts, and no base, axis, paper or theory of its own".to_owned());
+        }
+        if self.scale.values().any(|overlay| !overlay.base.is_empty()) {
+            return Err("a collection has no base of its own; change that of its parts".to_owned());
+        }
+        if parts.is_empty() {
+            return Err("a collection needs parts, as [[part]] pipeline = \"...\", label = \"...\"".to_owned());
+        }
+        self.part_axis.clone().ok_or_else(|| "name the axis of the parts, as part_axis = \"defense\"".to_owned())
+    }
+}
+
+/// The axes of a collection: its parts, then their own, with every label that one of them has.
+fn collected(part_axis: &str, parts: &[Part], report: &ReportTable) -> Result<Vec<(String, Vec<Point>)>, String> {
+    let point = |label: &str| Point { label: label.to_owned(), changes: Table::new() };
+    let mut axes = vec![(part_axis.to_owned(), parts.iter().map(|part| point(&part.label)).collect::<Vec<_>>())];
+    for part in parts {
+        let wrong = |reason: String| Err(format!("part `{}`: {reason}", part.label));
+        let own = |axis: &str| part.pipeline.axes.iter().any(|(name, _)| name == axis);
+        if own(part_axis) {
+            return wrong(format!("it has an axis `{part_axis}` of its own; call part_axis otherwise"));
+        }
+        let placed = report.rows.iter().chain(&report.columns).filter(|axis| *axis != part_axis);
+        if let Some(axis) = placed.into_iter().find(|axis| !own(axis)) {
+            return wrong(format!("it has no axis `{axis}`, which the table is laid out by"));
+        }
+        for (axis, points) in &part.pipeline.axes {
+            let index = axes.iter().position(|(known, _)| known == axis).unwrap_or_else(|| {
+                axes.push((axis.clone(), Vec::new()));
+                axes.len() - 1
+            });
+            for label in points.iter().map(|point| &point.label) {
+                if !axes[index].1.iter().any(|known| known.label == *label) {
+                    axes[index].1.push(point(label));
+                }
+            }
+        }
+    }
+    Ok(axes)
+}
+
 fn check_name(name: &str) -> Result<(), String> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || !name.chars().all(plain) {
@@ -220,7 +501,7 @@ fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Merges `over` into `base`: a table that names another variant (by `name` or `source`) replaces, any other refines.
+/// Merges `over` into `base`: a table that names another variant (by `name`, `source` or `rule`) replaces, any other refines.
 #[must_use]
 pub fn merged(base: &Table, over: &Table) -> Table {
     let mut result = base.clone();
@@ -235,7 +516,9 @@ pub fn merged(base: &Table, over: &Table) -> Table {
 }
 
 fn renames(old: &Table, new: &Table) -> bool {
-    ["name", "source"].iter().any(|key| new.get(*key).is_some_and(|name| old.get(*key) != Some(name)))
+    ["name", "source", "rule"]
+        .iter()
+        .any(|key| new.get(*key).is_some_and(|name| name.is_string() && old.get(*key) != Some(name)))
 }
 
 fn label_points(axis: &Axis) -> Result<(String, Vec<Point>), String> {
@@ -301,7 +584,7 @@ fn check_axes(axes: &[Axis], overlay: &Overlay) -> Result<(), String> {
     Ok(())
 }
 
-fn check_layout(layout: &Layout, axes: &[(String, Vec<Point>)], kind: Kind) -> Result<(), String> {
+fn check_layout(layout: &ReportTable, axes: &[(String, Vec<Point>)], kind: Kind) -> Result<(), String> {
     let names: Vec<&str> = axes.iter().map(|(name, _)| name.as_str()).collect();
     for (index, name) in names.iter().enumerate() {
         if names[..index].contains(name) {
@@ -318,19 +601,61 @@ fn check_layout(layout: &Layout, axes: &[(String, Vec<Point>)], kind: Kind) -> R
         }
     }
     match names.iter().find(|name| !places.iter().any(|place| place == *name)) {
-        Some(lost) if kind == Kind::Attack => {
+        Some(lost) if kind != Kind::Theory => {
             Err(format!("report: the axis `{lost}` must stand in rows, columns or best_over"))
         }
         _ => Ok(()),
     }
 }
 
+fn check_comparison(by: &Comparison, report: &ReportTable, axes: &[(String, Vec<Point>)]) -> Result<(), String> {
+    let wrong = |reason: String| Err(format!("report.compare: {reason}"));
+    let Some((_, points)) = axes.iter().find(|(name, _)| *name == by.axis) else {
+        return wrong(unknown("axis", &by.axis, &axes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>()));
+    };
+    if report.best_over.contains(&by.axis) {
+        return wrong(format!("the best is taken over `{}`: its points do not stand side by side", by.axis));
+    }
+    let labels: Vec<&str> = points.iter().map(|point| point.label.as_str()).collect();
+    if let Some(label) = [&by.base, &by.other].into_iter().find(|label| !labels.contains(&label.as_str())) {
+        return wrong(unknown("label", label, &labels));
+    }
+    let values = report.protocols.values().map(|own| own.value).chain([report.value]);
+    if by.base == by.other {
+        return wrong(format!("base and other are both `{}`", by.base));
+    }
+    if by.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+        return wrong("share: give a number above 0, at most 1".to_owned());
+    }
+    if values.flatten().any(|value| value == Quantity::SoftAttackSuccessRate) {
+        return wrong("the soft attack success rate counts draws, and cannot be compared image by image".to_owned());
+    }
+    Ok(())
+}
+
+/// A rate is between 0 and 1; queries are any number.
+fn check_claimed(quantity: Option<&str>, value: f64) -> Result<(), String> {
+    let rates = Quantity::ALL.map(Quantity::name);
+    match quantity {
+        Some(name) if QUERIES.contains(&name) => {
+            if value >= 0.0 && value.is_finite() {
+                Ok(())
+            } else {
+                Err(format!("{value} {name} cannot be"))
+            }
+        }
+        Some(name) if !rates.contains(&name) => {
+            Err(unknown("quantity", name, &[rates.as_slice(), QUERIES.as_slice()].concat()))
+        }
+        _ if (0.0..=1.0).contains(&value) => Ok(()),
+        _ => Err(format!("the rate {value} is not between 0 and 1")),
+    }
+}
+
 fn check_claims(claims: &[Claim], axes: &[(String, Vec<Point>)]) -> Result<(), String> {
     for (index, claim) in claims.iter().enumerate() {
         let wrong = |reason: String| Err(format!("paper[{index}]: {reason}"));
-        if !(0.0..=1.0).contains(&claim.value) {
-            return wrong(format!("the rate {} is not between 0 and 1", claim.value));
-        }
+        check_claimed(claim.quantity.as_deref(), claim.value).or_else(wrong)?;
         for (axis, label) in &claim.at {
             let Some((_, points)) = axes.iter().find(|(name, _)| name == axis) else {
                 return wrong(unknown("axis", axis, &axes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>()));
@@ -389,12 +714,16 @@ mod tests {
         axis.a.points.2.z = 9
     "#;
 
+    fn parse(text: &str, name: &str, scale: Scale) -> Result<Pipeline, String> {
+        File::parse(text, name)?.settle(name, scale, Vec::new())
+    }
+
     #[test]
     fn axes_are_crossed_and_a_scale_changes_points_by_label() {
-        let demo = Pipeline::parse(FILE, "t", Scale::Demo).unwrap();
+        let demo = parse(FILE, "t", Scale::Demo).unwrap();
         let tables: Vec<Value> = demo.cells().into_iter().map(|(_, table)| Value::Object(table)).collect();
         assert_eq!(tables, [json!({"seed": 1, "x": 1, "y": 3}), json!({"seed": 1, "x": 2, "y": 3})]);
-        let paper = Pipeline::parse(FILE, "t", Scale::Paper).unwrap();
+        let paper = parse(FILE, "t", Scale::Paper).unwrap();
         let [(at, table)] = &paper.cells()[..] else { panic!("one cell") };
         assert_eq!((at["a"].as_str(), at["b"].as_str()), ("2", "one"));
         assert_eq!(Value::Object(table.clone()), json!({"seed": 7, "x": 2, "z": 9, "y": 3}));
@@ -405,7 +734,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_accepted_names() {
         let refused = |from: &str, to: &str| {
             assert!(FILE.contains(from), "{from}");
-            Pipeline::parse(&FILE.replace(from, to), "t", Scale::Demo).unwrap_err()
+            parse(&FILE.replace(from, to), "t", Scale::Demo).unwrap_err()
         };
         assert!(refused("rows = [\"a\"]", "rows = [\"aa\"]").contains("unknown axis `aa`, expected one of `a`, `b`"));
         assert!(refused("rows = [\"a\"]", "rows = []").contains("`a` must stand in"));
@@ -415,7 +744,7 @@ mod tests {
         assert!(refused("[scale.paper]", "[scale.papier]").contains("expected one of `demo`, `cifar10`, `paper`"));
         assert!(refused("x = 2", "x = 1").contains("second point"));
         assert!(refused("title", "titel").contains("unknown field `titel`"));
-        assert!(Pipeline::parse(FILE, "clean", Scale::Demo).unwrap_err().contains("target of the Makefile"));
-        assert!(Pipeline::parse(FILE, "Table 1", Scale::Demo).unwrap_err().contains("lower-case"));
+        assert!(parse(FILE, "clean", Scale::Demo).unwrap_err().contains("target of the Makefile"));
+        assert!(parse(FILE, "Table 1", Scale::Demo).unwrap_err().contains("lower-case"));
     }
 }

@@ -37,9 +37,11 @@ impl Job {
 /// Work in units that no machine changes; votes are counted as if none stopped early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Forward and backward passes of one image, by attacks.
+    /// Forward passes of one image, by attacks: those of gradients and all others.
+    pub forward_queries: u64,
+    /// Backward passes of one image, by attacks.
     pub gradient_queries: u64,
-    /// Forward passes of one image, by votes.
+    /// Forward passes of one image, by votes and by detectors.
     pub votes: u64,
     /// Training passes of one image.
     pub training_images: u64,
@@ -49,6 +51,7 @@ pub struct Cost {
 
 impl AddAssign for Cost {
     fn add_assign(&mut self, other: Self) {
+        self.forward_queries += other.forward_queries;
         self.gradient_queries += other.gradient_queries;
         self.votes += other.votes;
         self.training_images += other.training_images;

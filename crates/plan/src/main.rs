@@ -26,7 +26,7 @@ struct Arguments {
     /// Print the commands of this pipeline instead, one per line, a blank line between dependency layers.
     #[arg(long, value_name = "PIPELINE", conflicts_with_all = ["cost", "gc"])]
     list: Option<String>,
-    /// Print what each pipeline costs instead: gradient queries, votes, training images.
+    /// Print what each pipeline costs instead: forward and gradient queries, votes, training images.
     #[arg(long, conflicts_with = "gc")]
     cost: bool,
     /// Delete the artifacts under data/ that no written plan names, and print them.

@@ -43,10 +43,13 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("fma")
+                    && Self::Avx2.detected()
             }
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("popcnt")
+            }
             Self::Portable => true,
         }
     }
@@ -118,8 +121,13 @@ pub trait Simd: Copy + 'static {
     unsafe fn if_greater(a: Self::V, b: Self::V, v: Self::V, w: Self::V) -> Self::V;
     /// Stores one bit a lane, the lowest bit first: `0 < v < top`.
     unsafe fn store_inside(to: *mut u8, v: Self::V, top: Self::V);
-    /// `v` where the lane's stored bit is set, else 0.
-    unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V;
+    /// Stores one bit a lane, the lowest bit first: `v >= low`, and 1 for NaN.
+    unsafe fn store_not_below(to: *mut u8, v: Self::V, low: Self::V);
+    /// `v` where the lane's stored bit is set, else `w`.
+    unsafe fn if_set(bits: *const u8, v: Self::V, w: Self::V) -> Self::V;
+    /// Stores those of the first `lanes` lanes that are in `[low, high)` one after the other, and answers how many there
+    /// are. May write a whole vector.
+    unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize;
     /// The same pointer, of which the compiler knows nothing: else it keeps dozens of derived pointers on the stack.
     #[inline(always)]
     fn opaque<T>(pointer: *mut T) -> *mut T {
@@ -198,9 +206,26 @@ impl Simd for Portable {
         unsafe { *to = bits };
     }
     #[inline(always)]
-    unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V {
+    unsafe fn store_not_below(to: *mut u8, v: Self::V, low: Self::V) {
+        let mut bits = 0u8;
+        for i in 0..8 {
+            bits |= u8::from(v[i] >= low[i] || v[i].is_nan()) << i;
+        }
+        unsafe { *to = bits };
+    }
+    #[inline(always)]
+    unsafe fn if_set(bits: *const u8, v: Self::V, w: Self::V) -> Self::V {
         let bits = unsafe { *bits };
-        each(|i| if bits >> i & 1 == 1 { v[i] } else { 0.0 })
+        each(|i| if bits >> i & 1 == 1 { v[i] } else { w[i] })
+    }
+    #[inline(always)]
+    unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize {
+        let mut count = 0;
+        for i in 0..8 {
+            unsafe { *to.add(count) = v[i] };
+            count += usize::from(i < lanes && v[i] >= low[i] && v[i] < high[i]);
+        }
+        count
     }
 }
 
@@ -211,12 +236,12 @@ mod x86 {
 
     use super::{Kernel, Simd};
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")]
     pub(super) unsafe fn avx512<K: Kernel>(kernel: &K) {
         unsafe { kernel.run::<Avx512>() }
     }
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,popcnt")]
     pub(super) unsafe fn avx2<K: Kernel>(kernel: &K) {
         unsafe { kernel.run::<Avx2>() }
     }
@@ -289,10 +314,42 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V {
-            unsafe { _mm512_maskz_mov_ps(bits.cast::<u16>().read_unaligned(), v) }
+        unsafe fn store_not_below(to: *mut u8, v: Self::V, low: Self::V) {
+            unsafe { to.cast::<u16>().write_unaligned(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(v, low)) };
+        }
+        #[inline(always)]
+        unsafe fn if_set(bits: *const u8, v: Self::V, w: Self::V) -> Self::V {
+            unsafe { _mm512_mask_blend_ps(bits.cast::<u16>().read_unaligned(), w, v) }
+        }
+        #[inline(always)]
+        unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize {
+            unsafe {
+                let first = u16::MAX >> (16 - lanes);
+                let above = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(first, v, low);
+                let between = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(above, v, high);
+                _mm512_storeu_ps(to, _mm512_maskz_compress_ps(between, v));
+                between.count_ones() as usize
+            }
         }
     }
+
+    /// For every set of lanes, its members in order.
+    static FRONT: [[u8; 8]; 256] = {
+        let mut front = [[0; 8]; 256];
+        let mut set = 0;
+        while set < 256 {
+            let (mut lane, mut count) = (0, 0);
+            while lane < 8 {
+                if set >> lane & 1 == 1 {
+                    front[set][count] = lane as u8;
+                    count += 1;
+                }
+                lane += 1;
+            }
+            set += 1;
+        }
+        front
+    };
 
     #[derive(Clone, Copy)]
     pub(super) struct Avx2;
@@ -361,11 +418,25 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn keep(v: Self::V, bits: *const u8) -> Self::V {
+        unsafe fn store_not_below(to: *mut u8, v: Self::V, low: Self::V) {
+            unsafe { *to = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(v, low)) as u8 };
+        }
+        #[inline(always)]
+        unsafe fn if_set(bits: *const u8, v: Self::V, w: Self::V) -> Self::V {
             unsafe {
                 let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
                 let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(*bits)), lanes);
-                _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes)))
+                _mm256_blendv_ps(w, v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize {
+            unsafe {
+                let between = _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(v, low), _mm256_cmp_ps::<_CMP_LT_OQ>(v, high));
+                let between = _mm256_movemask_ps(between) as usize & ((1 << lanes) - 1);
+                let order = _mm_loadl_epi64(FRONT[between].as_ptr().cast());
+                _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(v, _mm256_cvtepu8_epi32(order)));
+                between.count_ones() as usize
             }
         }
     }

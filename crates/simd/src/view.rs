@@ -36,10 +36,14 @@ impl<T> View<T> {
 pub enum End {
     /// `sum + bias + residual`.
     Linear,
-    /// Then clamped to `[0, top]`; the mask, if any, is written.
+    /// Then clamped to `[0, top]`; the mask, if any, is written: what is inside.
     Clamp { top: f32 },
+    /// Then times `slope` unless above 0; the mask, if any, is written: what is above 0.
+    Leaky { slope: f32 },
     /// `sum + residual` where the mask is set.
     Masked,
+    /// `sum + residual`, times `slope` unless the mask is set.
+    Scaled { slope: f32 },
 }
 
 /// The epilogue: bias, residual, ReLU and mask, and the store.
@@ -83,7 +87,10 @@ impl Finish {
                 (End::Linear, _) => self.store_as::<S, LINEAR>(sum, bias, spot, channel),
                 (End::Clamp { .. }, true) => self.store_as::<S, CLAMP>(sum, bias, spot, channel),
                 (End::Clamp { .. }, false) => self.store_as::<S, CLAMP_AND_MARK>(sum, bias, spot, channel),
+                (End::Leaky { .. }, true) => self.store_as::<S, LEAKY>(sum, bias, spot, channel),
+                (End::Leaky { .. }, false) => self.store_as::<S, LEAKY_AND_MARK>(sum, bias, spot, channel),
                 (End::Masked, _) => self.store_as::<S, MASKED>(sum, bias, spot, channel),
+                (End::Scaled { .. }, _) => self.store_as::<S, SCALED>(sum, bias, spot, channel),
             }
         }
     }
@@ -115,8 +122,21 @@ impl Finish {
                 }
                 v = S::cap(S::relu(v), top);
             }
+            if let End::Leaky { slope } = self.end
+                && (KIND == LEAKY || KIND == LEAKY_AND_MARK)
+            {
+                if KIND == LEAKY_AND_MARK {
+                    S::store_inside(self.mask.at.add(spot.mask + channel / 8), v, S::splat(f32::INFINITY));
+                }
+                v = S::if_greater(v, S::splat(0.0), v, S::mul(v, S::splat(slope)));
+            }
             if KIND == MASKED {
-                v = S::keep(v, self.mask.at.add(spot.mask + channel / 8));
+                v = S::if_set(self.mask.at.add(spot.mask + channel / 8), v, S::splat(0.0));
+            }
+            if let End::Scaled { slope } = self.end
+                && KIND == SCALED
+            {
+                v = S::if_set(self.mask.at.add(spot.mask + channel / 8), v, S::mul(v, S::splat(slope)));
             }
             S::store(self.to.at.add(spot.to + channel), v);
         }
@@ -127,7 +147,10 @@ impl Finish {
 pub const LINEAR: u8 = 0;
 pub const CLAMP: u8 = 1;
 pub const CLAMP_AND_MARK: u8 = 2;
-pub const MASKED: u8 = 3;
+pub const LEAKY: u8 = 3;
+pub const LEAKY_AND_MARK: u8 = 4;
+pub const MASKED: u8 = 5;
+pub const SCALED: u8 = 6;
 
 /// Splits `vectors` of output channels into register tiles of at most `widest`.
 pub fn split(vectors: usize, widest: usize) -> impl Iterator<Item = usize> {

@@ -3,7 +3,7 @@
 
 use crate::{
     Finish, Kernel, Simd, Spot, View, tiles,
-    view::{CLAMP, CLAMP_AND_MARK, End, LINEAR, MASKED},
+    view::{CLAMP, CLAMP_AND_MARK, End, LEAKY, LEAKY_AND_MARK, LINEAR, MASKED, SCALED},
 };
 
 /// Outputs of a tile in each direction.
@@ -274,7 +274,10 @@ impl Kernel for Winograd<'_> {
                     (End::Linear, _) => self.finish_tiles::<S, LINEAR>(m, m_step, first, count),
                     (End::Clamp { .. }, true) => self.finish_tiles::<S, CLAMP>(m, m_step, first, count),
                     (End::Clamp { .. }, false) => self.finish_tiles::<S, CLAMP_AND_MARK>(m, m_step, first, count),
+                    (End::Leaky { .. }, true) => self.finish_tiles::<S, LEAKY>(m, m_step, first, count),
+                    (End::Leaky { .. }, false) => self.finish_tiles::<S, LEAKY_AND_MARK>(m, m_step, first, count),
                     (End::Masked, _) => self.finish_tiles::<S, MASKED>(m, m_step, first, count),
+                    (End::Scaled { .. }, _) => self.finish_tiles::<S, SCALED>(m, m_step, first, count),
                 }
             }
             first += count;

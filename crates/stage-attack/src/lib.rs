@@ -4,23 +4,21 @@
 //! the images beside it in a batch nor the shard that holds it matter.
 
 mod cell;
-mod network;
+mod detect;
+mod metered;
 mod params;
 mod votes;
 
-use artifact::{AttackRow, FinetuneRow, Reader, Row as _, SampleRow, Shard, Writer};
-use serde_json::Value;
+use artifact::{AttackRow, Shard, Writer};
 use stage::{
-    Context, Stage, Table, Unfit, Usage,
+    Context, Stage, Unfit, Usage,
     images::{self, Images},
 };
+use trained::Trained;
 
-pub use params::{Goal, Params, Protocol, Stop, Votes};
+pub use params::{Detection, Goal, Params, Stop, Votes};
 
-use crate::cell::Cell;
-
-/// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
-const PIXELS: usize = 400_000;
+use crate::{cell::Cell, detect::Fitted};
 
 /// The stage.
 #[derive(Debug)]
@@ -35,17 +33,18 @@ impl Stage for Attack {
 
     fn run(params: &Params, ctx: &Context, out: &mut Writer<AttackRow>) -> anyhow::Result<()> {
         params.check().map_err(Usage)?;
-        let (network, table) = network::open(params.epoch, ctx)?;
+        let trained = Trained::open(params.epoch, params.inside.as_ref(), ctx)?;
         // The first image tells the size, and with it how many make a batch.
         let Some(first) = images::chunks(ctx, ctx.shard, params.limit, 1)?.next().transpose()? else {
             ctx.announce("no image of the sample belongs to this part");
             return Ok(());
         };
-        fits(params, &first, network.classes(), &table)?;
-        let batch = (PIXELS / (first.height * first.width).max(1)).clamp(4, 128);
-        let images = count(ctx, params.limit)?;
+        fits(params, &trained, &first)?;
+        let batch = trained::batch(&first);
+        let images = images::count(ctx, ctx.shard, params.limit)?;
         let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
-        let cell = Cell { params, ctx, network: network.as_ref(), guides: guides.as_ref() };
+        let detector = Fitted::open(params, &trained, ctx)?;
+        let cell = Cell { params, ctx, trained: &trained, detector: detector.as_ref(), guides: guides.as_ref() };
         cell.announce(images);
         let progress = ctx.progress(cell.evaluations(images), "evaluations");
         for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
@@ -75,30 +74,11 @@ fn guides(ctx: &Context) -> anyhow::Result<Images> {
     guides.ok_or_else(|| Unfit("the sample holds no image to imitate".to_owned()).into())
 }
 
-/// The number of images of this shard.
-fn count(ctx: &Context, limit: Option<u32>) -> anyhow::Result<u64> {
-    let mut rows = 0;
-    for input in ctx.of_kind(SampleRow::KIND) {
-        rows += Reader::<SampleRow>::open(&input.path)?.rows();
-    }
-    let (rows, Shard { index, count }) = (rows.min(limit.map_or(u64::MAX, u64::from)), ctx.shard);
-    Ok((rows + u64::from(count - 1 - index)) / u64::from(count))
-}
-
-/// Fails where labels or the target are no classes of the network; warns where their names differ.
-fn fits(params: &Params, images: &Images, classes: usize, table: &Table<FinetuneRow>) -> anyhow::Result<()> {
-    let name = table.parts[0].path.display();
+/// Fails where labels or the target are no classes of the network.
+fn fits(params: &Params, trained: &Trained, images: &Images) -> anyhow::Result<()> {
+    let classes = trained.network.classes();
     if let Some(class) = params.goal.target().filter(|&class| class as usize >= classes) {
         return Err(Usage(format!("goal.class: the network has classes 0 to {}, and no {class}", classes - 1)).into());
     }
-    if images.classes.len() > classes {
-        let text = format!("{name}: a network of {classes} classes cannot be attacked on {}", images.classes.len());
-        return Err(Unfit(format!("{text}; name a sample of its classes")).into());
-    }
-    let trained: Option<Vec<String>> =
-        table.provenance().facts.get("classes").cloned().and_then(|names: Value| serde_json::from_value(names).ok());
-    if trained.is_some_and(|trained| trained != images.classes) {
-        tracing::warn!("{name}: trained on classes of other names than the sample's");
-    }
-    Ok(())
+    Ok(trained.fits(images)?)
 }

@@ -7,12 +7,12 @@ use stage::Epoch;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Whose rules the cell follows; recorded with every result.
-    #[serde(default)]
-    pub protocol: Protocol,
     /// Which epoch of the network.
     #[serde(default)]
     pub epoch: Epoch,
+    /// Randomness inside the network, put there after training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<nets::Inside>,
     /// The defense between the pixels and the network.
     pub defense: defenses::Spec,
     /// The attack.
@@ -22,8 +22,12 @@ pub struct Params {
     /// How the defended network is asked for its opinion.
     #[serde(default)]
     pub votes: Votes,
-    /// Whether the mean logits of every vote are stored; then no vote stops early, for a mean over draws that ended at
-    /// a majority would be biased.
+    /// How the detector among the inputs judges every vote; then no vote stops early, for what it flags is no part of the
+    /// majority. The attack does not see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<Detection>,
+    /// Whether the mean logits and the mean probabilities of every vote are stored; then no vote stops early, for a mean
+    /// over draws that ended at a majority would be biased.
     #[serde(default)]
     pub keep_logits: bool,
     /// Whether the perturbations are stored.
@@ -35,19 +39,6 @@ pub struct Params {
     /// Names the run's random numbers.
     #[serde(default)]
     pub seed: u64,
-}
-
-/// Whose rules a cell follows where the paper's text, its code and good practice differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// The paper's text.
-    PaperText,
-    /// The authors' released code, with its departures from the text.
-    AuthorsCode,
-    /// What the text means, with known faults of both mended.
-    #[default]
-    Corrected,
 }
 
 /// What the adversary wants of every image.
@@ -99,6 +90,29 @@ impl Default for Votes {
     }
 }
 
+/// How a fitted detector is used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Detection {
+    /// The probability, in `(0, 1)`, that one margin of a clean image exceeds the threshold, were its erosion normal.
+    pub false_positive_rate: f64,
+}
+
+impl Default for Detection {
+    fn default() -> Self {
+        Self { false_positive_rate: 0.001 }
+    }
+}
+
+impl Detection {
+    fn check(self) -> Result<(), String> {
+        if self.false_positive_rate > 0.0 && self.false_positive_rate < 1.0 {
+            return Ok(());
+        }
+        Err(format!("detector.false_positive_rate: {} is not between 0 and 1", self.false_positive_rate))
+    }
+}
+
 /// When to stop drawing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -116,8 +130,16 @@ impl Params {
     /// # Errors
     /// With a sentence that names the parameter and the mend.
     pub fn check(&self) -> Result<(), String> {
+        self.inside.as_ref().map_or(Ok(()), nets::Inside::check).map_err(|fault| format!("inside: {fault}"))?;
         self.defense.check().map_err(|fault| format!("defense: {fault}"))?;
         self.attack.check().map_err(|fault| format!("attack: {fault}"))?;
+        self.detector.map_or(Ok(()), Detection::check)?;
+        if self.detector.is_some() && self.defense.name() != "none" {
+            let name = self.defense.name();
+            return Err(format!(
+                "detector: it is fitted without a defense, not behind `{name}`; set the defense to none"
+            ));
+        }
         if self.votes.draws == 0 {
             return Err("votes.draws: a vote needs at least 1 draw".to_owned());
         }

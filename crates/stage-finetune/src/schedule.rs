@@ -39,7 +39,8 @@ pub fn order(seed: u64, epoch: u32, images: usize) -> Vec<usize> {
 pub struct Draws(Key);
 
 impl Draws {
-    /// Image `id` in epoch `epoch`.
+    /// Image `id` in epoch `epoch`. It shares nothing with other images (no [`Key::image`]): even transformations whose
+    /// order is shared elsewhere are applied image by image in the authors' training.
     pub fn of(seed: u64, epoch: u32, id: u32) -> Self {
         Self(Key::root(seed).phase(Phase::Train).at(u64::from(epoch)).at(u64::from(id)))
     }

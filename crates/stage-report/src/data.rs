@@ -97,7 +97,7 @@ impl Store {
         if held != name {
             return Err(Unfit(format!("{folder}: holds the attack `{held}`, the companion must be `{name}`")));
         }
-        for key in ["goal", "votes", "defense"] {
+        for key in ["goal", "votes", "defense", "inside", "detector"] {
             if theirs.get(key) != ours.get(key) {
                 return Err(Unfit(format!("{folder}: its `{key}` is not that of {attack}; plan both again")));
             }
@@ -210,6 +210,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::decide::Decision;
 
     #[test]
     fn a_perturbation_outside_its_ball_is_a_failure_however_it_is_measured() {
@@ -217,8 +218,8 @@ mod tests {
         let exceeded = |norm, eps| Budget { norm, eps }.exceeded(&row);
         assert!(exceeded(Norm::Linf, 8.0 / 255.0) && !exceeded(Norm::Linf, 0.04));
         assert!(exceeded(Norm::L2, 1.9) && !exceeded(Norm::L2, 2.0));
-        let outside = crate::decide::Decision { correct: false, reached: true, draws: Some((3, 4)) }.failed();
-        assert_eq!(outside, crate::decide::Decision { correct: true, reached: false, draws: Some((0, 4)) });
+        let inside = Decision { correct: false, reached: true, flagged: false, draws: Some((3, 4)) };
+        assert_eq!(inside.failed(), Decision { correct: true, reached: false, flagged: false, draws: Some((0, 4)) });
     }
 
     #[test]

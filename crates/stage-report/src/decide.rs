@@ -1,17 +1,19 @@
 //! From one image's draws to right or wrong, reached or not.
 
 use artifact::AttackRow;
-use game::vote::{Tally, any, majority};
+use game::vote::{Tally, majority};
 
 use crate::{Rule, RuleName};
 
 /// What a rule says about the draws of one image.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Decision {
-    /// The aggregated prediction is the image's class.
+    /// The aggregated prediction is the image's class, and no detector flags the image.
     pub correct: bool,
-    /// The aggregated prediction satisfies the adversary's objective.
+    /// The aggregated prediction satisfies the adversary's objective, and no detector flags the image.
     pub reached: bool,
+    /// A detector flags the image.
+    pub flagged: bool,
     /// Draws that satisfy the objective, and all draws; none where the vote stopped early.
     pub draws: Option<(u64, u64)>,
 }
@@ -19,14 +21,16 @@ pub(crate) struct Decision {
 impl Decision {
     /// The same for a perturbation outside its budget: whatever the votes say, the adversary has failed.
     pub(crate) fn failed(self) -> Self {
-        Self { correct: true, reached: false, draws: self.draws.map(|(_, all)| (0, all)) }
+        Self { correct: true, reached: false, flagged: false, draws: self.draws.map(|(_, all)| (0, all)) }
     }
 }
 
 /// Applies a rule to one row's votes, `asked` draws of which were asked for.
 ///
 /// `any` and `all` judge draws one by one: the image counts as right if any (all) of its draws are, and the objective
-/// as reached likewise. The error says why the votes do not support the rule.
+/// as reached likewise. The other rules make one prediction of them, and one flag: that of more than half of the draws. A
+/// flagged image or draw is refused an answer: it is neither right nor has the adversary what it wants. The error says why
+/// the votes do not support the rule.
 pub(crate) fn decide(row: &AttackRow, rule: &Rule, asked: u32) -> Result<Decision, String> {
     let n = rule.n.unwrap_or(asked);
     if n == 0 || n > asked {
@@ -36,24 +40,46 @@ pub(crate) fn decide(row: &AttackRow, rule: &Rule, asked: u32) -> Result<Decisio
     let full = votes.len() == n as usize;
     let right = |class: u16| u32::from(class) == row.label;
     let reach = |class: u16| row.target.map_or(!right(class), |target| u32::from(class) == target);
-    let (correct, reached) = match rule.name {
-        RuleName::Majority => {
-            let class = winner(votes, n).ok_or_else(|| unsettled(votes, n))?;
-            (right(class), reach(class))
-        }
-        RuleName::Any if full => (any(votes, right), any(votes, reach)),
-        RuleName::All if full => (votes.iter().all(|&class| right(class)), votes.iter().all(|&class| reach(class))),
-        RuleName::Any | RuleName::All => return Err(unsettled(votes, n)),
-        RuleName::MeanLogits if rule.n.is_some() => return Err("mean-logits takes all draws; leave out its n".into()),
-        RuleName::MeanLogits if !full => return Err(unsettled(votes, n)),
-        RuleName::MeanLogits => {
-            let class = largest(row.mean_logits.as_deref().unwrap_or_default())
-                .ok_or("no logits were kept; set `keep_logits = true` in the pipeline")?;
-            (right(class), reach(class))
-        }
+    if !full && (row.flags.is_some() || rule.name != RuleName::Majority) {
+        return Err(unsettled(votes, n));
+    }
+    let flags = match &row.flags {
+        Some(flags) if flags.len() < votes.len() => return Err("fewer flags than votes; delete the part".to_owned()),
+        Some(flags) => flags[..votes.len()].to_vec(),
+        None => vec![false; votes.len()],
     };
-    let draws = full.then(|| (votes.iter().filter(|&&class| reach(class)).count() as u64, u64::from(n)));
-    Ok(Decision { correct, reached, draws })
+    // The draws that a detector let pass.
+    let each = |what: &dyn Fn(u16) -> bool| -> Vec<bool> {
+        votes.iter().zip(&flags).map(|(&class, flagged)| what(class) && !flagged).collect()
+    };
+    let yes = |answers: &[bool]| answers.iter().filter(|&&answer| answer).count();
+    let draws = full.then(|| (yes(&each(&reach)) as u64, u64::from(n)));
+    let by_draw = |of: fn(&[bool]) -> bool| Decision {
+        correct: of(&each(&right)),
+        reached: of(&each(&reach)),
+        flagged: of(&flags),
+        draws,
+    };
+    let class = match rule.name {
+        RuleName::Any => return Ok(by_draw(|draws| draws.contains(&true))),
+        RuleName::All => return Ok(by_draw(|draws| !draws.contains(&false))),
+        RuleName::Majority => winner(votes, n).ok_or_else(|| unsettled(votes, n))?,
+        RuleName::MeanLogits => mean(rule, row.mean_logits.as_deref())?,
+        RuleName::MeanSoftmax => mean(rule, row.mean_probabilities.as_deref())?,
+    };
+    let flagged = 2 * yes(&flags) > votes.len();
+    Ok(Decision { correct: right(class) && !flagged, reached: reach(class) && !flagged, flagged, draws })
+}
+
+/// The class with the largest mean over all draws.
+fn mean(rule: &Rule, means: Option<&[f32]>) -> Result<u16, String> {
+    if rule.n.is_some() {
+        return Err(format!("{} takes all draws; leave out its n", rule.name.name()));
+    }
+    let kept = largest(means.unwrap_or_default());
+    kept.ok_or_else(|| {
+        format!("{} needs what was not kept; set `keep_logits = true` in the pipeline", rule.name.name())
+    })
 }
 
 /// The majority of `n` draws, if those at hand settle it; the smallest class wins ties.
@@ -76,10 +102,10 @@ fn unsettled(votes: &[u16], n: u32) -> String {
     )
 }
 
-/// The index of the largest logit, the first on ties.
-fn largest(logits: &[f32]) -> Option<u16> {
-    let best = logits.iter().copied().reduce(f32::max)?;
-    u16::try_from(logits.iter().position(|&logit| logit == best)?).ok()
+/// The index of the largest mean, the first on ties.
+fn largest(means: &[f32]) -> Option<u16> {
+    let best = means.iter().copied().reduce(f32::max)?;
+    u16::try_from(means.iter().position(|&mean| mean == best)?).ok()
 }
 
 #[cfg(test)]
@@ -127,6 +153,44 @@ mod tests {
         // Three of six votes: the rest could draw level, and would win the tie as a smaller class.
         assert!(answer(&stopped, None, &rule(RuleName::Majority, None), 6).is_err());
         assert_eq!(answer(&[0, 0, 0], None, &rule(RuleName::Majority, None), 6), Ok((false, true)));
+    }
+
+    #[test]
+    fn mean_probabilities_may_name_another_class_than_logits_and_votes() {
+        // One confident draw outweighs two that are not: of probabilities, not of votes.
+        let row = AttackRow {
+            mean_logits: Some(vec![3.0, 0.0]),
+            mean_probabilities: Some(vec![0.4, 0.6]),
+            ..row(0, 1, "after", &[0, 0, 1])
+        };
+        let correct = |name| decide(&row, &rule(name, None), 3).unwrap().correct;
+        assert!(correct(RuleName::MeanSoftmax) && !correct(RuleName::MeanLogits) && !correct(RuleName::Majority));
+        let error = |row: &AttackRow, n: Option<u32>| decide(row, &rule(RuleName::MeanSoftmax, n), 3).unwrap_err();
+        assert!(error(&row, Some(3)).contains("all draws"));
+        assert!(error(&AttackRow { mean_probabilities: None, ..row.clone() }, None).contains("keep_logits"));
+        assert!(error(&AttackRow { votes: vec![1, 1], ..row.clone() }, None).contains("stopped early"));
+    }
+
+    #[test]
+    fn a_flagged_image_is_neither_right_nor_won() {
+        let flagged = |votes: &[u16], flags: &[bool], rule: &Rule| {
+            let row = AttackRow { flags: Some(flags.to_vec()), ..row(0, 1, "after", votes) };
+            let decision = decide(&row, rule, votes.len() as u32).unwrap();
+            (decision.correct, decision.reached, decision.flagged, decision.draws.unwrap().0)
+        };
+        let majority = rule(RuleName::Majority, None);
+        assert_eq!(flagged(&[2], &[true], &majority), (false, false, true, 0));
+        assert_eq!(flagged(&[2], &[false], &majority), (false, true, false, 1));
+        assert_eq!(flagged(&[1], &[true], &majority), (false, false, true, 0));
+        assert_eq!(flagged(&[2, 2], &[true, false], &majority), (false, true, false, 1), "half is not most");
+        assert_eq!(flagged(&[2, 2, 1], &[true, true, false], &majority), (false, false, true, 0));
+        let any = rule(RuleName::Any, None);
+        assert_eq!(flagged(&[2, 2, 1], &[true, false, false], &any), (true, true, true, 1));
+        assert_eq!(flagged(&[2, 2], &[true, false], &rule(RuleName::All, None)), (false, false, false, 1));
+        let stopped = AttackRow { flags: Some(vec![false; 3]), ..row(0, 1, "after", &[2, 2, 2]) };
+        assert!(decide(&stopped, &majority, 5).unwrap_err().contains("stopped early"));
+        let short = AttackRow { flags: Some(vec![]), ..row(0, 1, "after", &[2]) };
+        assert!(decide(&short, &majority, 1).unwrap_err().contains("fewer flags"));
     }
 
     #[test]

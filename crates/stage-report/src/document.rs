@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
+use artifact::ReportRow;
 use stage::{Input, Usage};
 
 use crate::{
-    Params, Quantity,
+    Claim, Params, Protocol, QUERIES, Quantity, Rule,
+    compare::{Contrast, Verdict, contrasts},
     grid::Grid,
-    line::{Line, Selection, claims},
+    line::{Line, Selection, claims, concerns, printed as is_printed},
     splice::TABLE,
 };
 
@@ -23,6 +25,7 @@ pub(crate) struct Document<'a> {
     columns: Vec<&'a str>,
     printed: Vec<&'a Line>,
     lines: &'a [Line],
+    contrasts: Vec<Contrast<'a>>,
 }
 
 impl<'a> Document<'a> {
@@ -36,19 +39,22 @@ impl<'a> Document<'a> {
             return Err(Usage(text));
         }
         let unnamed = axes.iter().copied().filter(|axis| !named.contains(axis));
-        let printed = |line: &&Line| {
-            line.rule == layout.rule
-                && line.quantity == layout.value
-                && line.last
-                && line.selection.is_some() != layout.best_over.is_empty()
-        };
+        let printed: Vec<&Line> = lines.iter().filter(|line| is_printed(line, params)).collect();
         Ok(Self {
+            contrasts: contrasts(params, &printed),
             params,
             rows: layout.rows.iter().map(String::as_str).chain(unnamed).collect(),
             columns: layout.columns.iter().map(String::as_str).collect(),
-            printed: lines.iter().filter(printed).collect(),
+            printed,
             lines,
         })
+    }
+
+    /// The tidy rows: every number, then the queries that the paper claims, then the comparison.
+    pub(crate) fn rows(&self) -> Vec<ReportRow> {
+        let numbers = self.lines.iter().map(|line| line.row(self.params));
+        let queries = self.printed.iter().flat_map(|line| line.query_rows(self.params));
+        numbers.chain(queries).chain(self.contrasts.iter().flat_map(|contrast| contrast.rows(self.params))).collect()
     }
 
     /// The whole report; `figures` is their section, `inputs` are what it was made from.
@@ -57,7 +63,8 @@ impl<'a> Document<'a> {
         let mut text =
             format!("# {}\n\n{}\n\n{}{}{}\n", params.title, params.analysis.trim(), TABLE[0], self.table(), TABLE[1]);
         text += figures;
-        let _ = write!(text, "## Beside it\n\n{}\n{}\n", BESIDE, self.details().markdown());
+        let _ = write!(text, "## Beside it\n\n{BESIDE}\n{}\n", self.details().markdown());
+        let _ = write!(text, "## Queries per image\n\n{QUERIED}\n{}\n", self.queries().markdown());
         for (title, items) in [("Warnings", self.warnings()), ("The paper's claims", self.claims())] {
             if !items.is_empty() {
                 let _ = write!(
@@ -70,54 +77,98 @@ impl<'a> Document<'a> {
         text + &trace(inputs)
     }
 
-    /// The printed table, and the cross-fitted one where the best over some axes is taken.
+    /// The printed table, the cross-fitted one where the best over some axes is taken, the comparison, and the notes.
     pub(crate) fn table(&self) -> String {
         let best = self.params.layout.best_over.join(", ");
         let mut text = format!("{}\n\n", self.caption());
         if best.is_empty() {
-            return text + &self.pivot(None).markdown();
+            text += &self.pivot(None).markdown();
+        } else {
+            let _ = write!(
+                text,
+                "Best {best} for the adversary, chosen on these same images (optimistic, as in the paper):\n\n"
+            );
+            text += &self.pivot(Some(Selection::Test)).markdown();
+            let _ = write!(text, "\nCross-fitted: {best} chosen on every other image, judged on the rest:\n\n");
+            text += &self.pivot(Some(Selection::HeldOut)).markdown();
         }
-        let _ = write!(
-            text,
-            "Best {best} for the adversary, chosen on these same images (optimistic, as in the paper):\n\n"
-        );
-        text += &self.pivot(Some(Selection::Test)).markdown();
-        let _ = write!(text, "\nCross-fitted: {best} chosen on every other image, judged on the rest:\n\n");
-        text + &self.pivot(Some(Selection::HeldOut)).markdown()
+        if let Some((about, grid)) = self.comparison() {
+            let _ = write!(text, "\n{about}\n\n{}", grid.markdown());
+        }
+        if !self.params.notes.is_empty() {
+            text += "\nNotes:\n\n";
+            self.params.notes.iter().for_each(|note| text += &format!("- {}\n", line_of(note)));
+        }
+        text
     }
 
-    /// The printed table for a LaTeX document.
+    /// The printed tables for a LaTeX document; the notes are comments.
     pub(crate) fn latex(&self) -> String {
         let selection = (!self.params.layout.best_over.is_empty()).then_some(Selection::Test);
-        let source = format!("% {}: {}", self.params.pipeline, self.caption());
-        format!("{}\n% Needs \\usepackage{{booktabs}}.\n{}", source.replace('\n', " "), self.pivot(selection).latex())
+        let mut text = format!("% {}: {}\n% Needs \\usepackage{{booktabs}}.\n", self.params.pipeline, self.caption());
+        text += &self.pivot(selection).latex();
+        if let Some((about, grid)) = self.comparison() {
+            let _ = write!(text, "\n% {}\n{}", line_of(&about), grid.latex());
+        }
+        self.params.notes.iter().for_each(|note| text += &format!("% {}\n", line_of(note)));
+        text
     }
 
+    /// What the printed numbers are; where cells are read differently, which ones are read how.
     fn caption(&self) -> String {
-        let layout = &self.params.layout;
-        let votes: BTreeSet<u32> = self.printed.iter().map(|line| line.votes).collect();
+        let scale = &self.params.scale;
+        let readings = self.readings();
+        if let [(quantity, rule)] = readings[..] {
+            let rule = self.votes(quantity, rule);
+            return format!("{}, percent [95% interval], {rule}; scale {scale}.", title(quantity));
+        }
+        let mut text = format!("Percent [95% interval]; scale {scale}.");
+        for (quantity, rule) in readings {
+            let who = self.read_by(quantity, rule).join(", ");
+            let _ = write!(text, " {}, {}: {who}.", title(quantity), self.votes(quantity, rule));
+        }
+        text
+    }
+
+    /// The different ways in which printed numbers are counted.
+    fn readings(&self) -> Vec<(Quantity, &'a Rule)> {
+        unique(self.printed.iter().map(|line| (line.quantity, &line.rule)))
+    }
+
+    /// A rule and the votes it reduces.
+    fn votes(&self, quantity: Quantity, rule: &Rule) -> String {
+        let read = self.printed.iter().filter(|line| (line.quantity, &line.rule) == (quantity, rule));
+        let votes: BTreeSet<u32> = read.map(|line| line.votes).collect();
+        let noun = if votes.iter().all(|&votes| votes == 1) { "vote" } else { "votes" };
         let votes: Vec<String> = votes.iter().map(u32::to_string).collect();
-        format!(
-            "{}, percent [95% interval], rule {} of {} votes; scale {}.",
-            title(layout.value),
-            layout.rule.name.name(),
-            votes.join(" or "),
-            self.params.scale
-        )
+        format!("rule {} of {} {noun}", rule.name.name(), votes.join(" or "))
+    }
+
+    /// The protocols read this way, each with the rows it is true of unless it is true of all.
+    fn read_by(&self, quantity: Quantity, rule: &Rule) -> Vec<String> {
+        let read = |line: &&&Line| (line.quantity, &line.rule) == (quantity, rule);
+        let of = |protocol: Protocol| self.printed.iter().filter(move |line| line.protocol == protocol);
+        let name = |protocol: Protocol| {
+            let rows = unique(of(protocol).filter(read).map(|line| labels(line, &self.rows).join(" ")));
+            let all = of(protocol).all(|line| read(&line));
+            let rows = if all { String::new() } else { format!(" of {}", rows.join(", ")) };
+            format!("`{}`{rows}", protocol.name())
+        };
+        unique(self.printed.iter().filter(read).map(|line| line.protocol)).into_iter().map(name).collect()
     }
 
     fn pivot(&self, selection: Option<Selection>) -> Grid {
         let lines: Vec<&Line> = self.printed.iter().copied().filter(|line| line.selection == selection).collect();
-        let key = |line: &Line, axes: &[&str]| -> Vec<String> {
-            axes.iter().map(|&axis| line.at.get(axis).cloned().unwrap_or_default()).collect()
+        let sides = unique(lines.iter().map(|line| labels(line, &self.rows)));
+        let tops = unique(lines.iter().map(|line| labels(line, &self.columns)));
+        let only = match self.readings()[..] {
+            [(quantity, _)] => title(quantity),
+            _ => "percent",
         };
-        let sides = unique(lines.iter().map(|line| key(line, &self.rows)));
-        let tops = unique(lines.iter().map(|line| key(line, &self.columns)));
-        let head = |top: &Vec<String>| {
-            if top.is_empty() { title(self.params.layout.value).to_owned() } else { top.join(", ") }
-        };
+        let head = |top: &Vec<String>| if top.is_empty() { only.to_owned() } else { top.join(", ") };
         let place = |side: &Vec<String>, top: &Vec<String>| {
-            let here = lines.iter().filter(|line| key(line, &self.rows) == *side && key(line, &self.columns) == *top);
+            let here =
+                lines.iter().filter(|line| labels(line, &self.rows) == *side && labels(line, &self.columns) == *top);
             here.map(|line| printed(line)).collect::<Vec<_>>().join("; ")
         };
         Grid {
@@ -130,45 +181,109 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// One row per printed number: what it was counted from, its baselines and its price.
-    fn details(&self) -> Grid {
-        let best: &[String] = &self.params.layout.best_over;
-        let axes: Vec<&str> =
-            self.rows.iter().chain(&self.columns).copied().chain(best.iter().map(String::as_str)).collect();
-        let numbers =
-            ["value", "counted", "zero", "noise", "steps", "forward", "backward", "benign", "paper", "difference"];
-        let mut header: Vec<String> = axes.iter().map(|&axis| axis.to_owned()).collect();
-        header.push("protocol".to_owned());
-        if !best.is_empty() {
-            header.push("chosen on".to_owned());
-        }
-        let labels = header.len();
-        header.extend(numbers.map(str::to_owned));
-        Grid { labels, header, rows: self.printed.iter().map(|line| self.detail(line, &axes)).collect() }
+    /// What tells a line from others in the tables beside the printed one: every axis, and the protocol unless an axis
+    /// is called so.
+    fn identities(&self) -> Vec<&'a str> {
+        let best = self.params.layout.best_over.iter().map(String::as_str);
+        let axes: Vec<&str> = self.rows.iter().chain(&self.columns).copied().chain(best).collect();
+        let protocol = (!axes.contains(&PROTOCOL)).then_some(PROTOCOL);
+        axes.into_iter().chain(protocol).collect()
     }
 
-    fn detail(&self, line: &Line, axes: &[&str]) -> Vec<String> {
-        let mut cells: Vec<String> = axes.iter().map(|&axis| line.at.get(axis).cloned().unwrap_or_default()).collect();
-        cells.push(line.protocol.clone());
-        cells.extend(line.selection.map(|selection| match selection {
-            Selection::Test => "these images".to_owned(),
-            Selection::HeldOut => "the other half".to_owned(),
-        }));
-        let number = |number: Option<f64>| number.map_or_else(|| "–".to_owned(), round);
+    fn identity(&self, line: &Line) -> Vec<String> {
+        let of = |name: &&str| match line.at.get(*name) {
+            None if *name == PROTOCOL => line.protocol.name().to_owned(),
+            label => label.cloned().unwrap_or_default(),
+        };
+        self.identities().iter().map(of).collect()
+    }
+
+    /// One row per printed number: what it was counted from, and its baselines.
+    fn details(&self) -> Grid {
+        let (best, mixed) = (!self.params.layout.best_over.is_empty(), self.readings().len() > 1);
+        let mut header = self.identities();
+        header.extend(mixed.then_some(["number", "rule"]).into_iter().flatten());
+        header.extend(best.then_some("chosen on"));
+        let count = header.len();
+        header.extend(["value", "counted", "zero", "noise", "benign", "paper", "difference"]);
+        let row = |line: &&Line| {
+            let mut cells = self.identity(line);
+            if mixed {
+                cells.push(line.quantity.name().to_owned());
+                cells.push(self.votes(line.quantity, &line.rule).trim_start_matches("rule ").to_owned());
+            }
+            cells.extend(line.selection.map(chosen));
+            cells.extend(self.detail(line));
+            cells
+        };
+        let rows = self.printed.iter().map(row).collect();
+        Grid { labels: count, header: header.into_iter().map(str::to_owned).collect(), rows }
+    }
+
+    fn detail(&self, line: &Line) -> [String; 7] {
         let difference = line.value.zip(line.paper).map(|(ours, paper)| signed(ours - paper));
-        cells.extend([
+        [
             interval(line),
             format!("{}/{}", line.numerator, line.denominator),
             percent(line.zero),
             percent(line.noise),
-            line.step.map_or_else(|| "several".to_owned(), |step| step.to_string()),
-            number(line.queries.map(|queries| queries.0)),
-            number(line.queries.map(|queries| queries.1)),
             percent(self.benign(line).and_then(|benign| benign.value)),
             percent(line.paper),
             difference.unwrap_or_else(|| "–".to_owned()),
-        ]);
-        cells
+        ]
+    }
+
+    /// What the attack of every printed number cost, beside what the paper says.
+    fn queries(&self) -> Grid {
+        let mut header = self.identities();
+        let count = header.len();
+        let claimed = self.params.paper.iter().any(is_about_queries);
+        header.extend(["steps", "forward", "backward"]);
+        header.extend(claimed.then_some(["paper's forward", "paper's backward"]).into_iter().flatten());
+        let number = |number: Option<f64>| number.map_or_else(|| "–".to_owned(), round);
+        let row = |line: &&Line| {
+            let mut cells = self.identity(line);
+            cells.push(line.step.map_or_else(|| "several".to_owned(), |step| step.to_string()));
+            cells.extend([line.queries.map(|queries| queries.0), line.queries.map(|queries| queries.1)].map(number));
+            if claimed {
+                cells.extend(QUERIES.map(|name| number(claimed_queries(name, line, self.params))));
+            }
+            cells
+        };
+        let rows = self.printed.iter().filter(|line| line.selection != Some(Selection::HeldOut)).map(row).collect();
+        Grid { labels: count, header: header.into_iter().map(str::to_owned).collect(), rows }
+    }
+
+    /// The comparison of two points of one axis in every remaining cell, with what it says.
+    fn comparison(&self) -> Option<(String, Grid)> {
+        let by = self.params.compare.as_ref().filter(|_| !self.contrasts.is_empty())?;
+        let (base, other) = (&by.base, &by.other);
+        let mut about = format!(
+            "{other} against {base}, over the images that both count: `difference` in points [95% interval, Newcombe's \
+             method 10], and `p` of McNemar's exact test."
+        );
+        if let Some(share) = by.share {
+            let share = round(100.0 * share);
+            let count = |verdict| self.contrasts.iter().filter(|c| c.verdict() == Some(verdict)).count();
+            let [holds, fails, undecided] = [Verdict::Holds, Verdict::Fails, Verdict::Undecided].map(count);
+            let _ = write!(
+                about,
+                " The claim is that {other} reaches at least {share}% of {base}: `margin` is {other} less {share}% of \
+                 {base}; the claim holds where its whole interval is at or above 0, fails where all of it is below, and is \
+                 undecided otherwise. Of {} comparisons it holds in {holds}, fails in {fails}, and is undecided in \
+                 {undecided}.",
+                self.contrasts.len()
+            );
+        }
+        let axes: Vec<&str> =
+            self.rows.iter().chain(&self.columns).copied().filter(|axis| **axis != *by.axis).collect();
+        let mut header: Vec<&str> = axes.clone();
+        header.extend((!self.params.layout.best_over.is_empty()).then_some("chosen on"));
+        let labels = header.len();
+        header.extend(["images", base, other, "difference", "p"]);
+        header.extend(by.share.is_some().then_some(["margin", "claim"]).into_iter().flatten());
+        let header = header.into_iter().map(str::to_owned).collect();
+        Some((about, Grid { labels, header, rows: self.contrasts.iter().map(|c| contrast(c, &axes)).collect() }))
     }
 
     /// The benign accuracy of a line's own cell.
@@ -196,7 +311,7 @@ impl<'a> Document<'a> {
                     percent(Some(share))
                 ));
             }
-            if line.quantity == Quantity::AttackSuccessRate
+            if matches!(line.quantity, Quantity::AttackSuccessRate | Quantity::AttackedError)
                 && let (Some((low, _)), Some(noise)) = (line.interval, line.noise)
                 && low <= noise
             {
@@ -210,26 +325,82 @@ impl<'a> Document<'a> {
     }
 
     fn claims(&self) -> Vec<String> {
-        let describe = |claim: &crate::Claim| {
+        let describe = |claim: &Claim| {
             let at: Vec<String> = claim.at.iter().map(|(axis, label)| format!("{axis} {label}")).collect();
-            let found = self.lines.iter().filter(|line| claims(claim, line, self.params));
-            let named = |line: &Line| match line.selection {
-                Some(Selection::HeldOut) => format!("cross-fitted {}", interval(line)),
-                _ => interval(line),
-            };
-            let ours: Vec<String> = found.map(named).collect();
+            let at = if at.is_empty() { String::new() } else { format!(" at {}", at.join(", ")) };
+            let (name, value, ours) = if is_about_queries(claim) { self.priced(claim) } else { self.measured(claim) };
             let ours =
                 if ours.is_empty() { "not measured here".to_owned() } else { format!("ours {}", ours.join("; ")) };
             let note = if claim.note.is_empty() { String::new() } else { format!(" ({})", claim.note) };
-            format!("{} at {}: {}{note}; {ours}.", claim.quantity, at.join(", "), percent(Some(claim.value)))
+            format!("{name}{at}: {value}{note}; {ours}.")
         };
         self.params.paper.iter().map(describe).collect()
     }
+
+    /// A claimed rate: its name, the paper's and ours.
+    fn measured(&self, claim: &Claim) -> (String, String, Vec<String>) {
+        let found: Vec<&Line> = self.lines.iter().filter(|line| claims(claim, line, self.params)).collect();
+        let names = unique(found.iter().map(|line| line.quantity.name())).join(" or ");
+        let named = |line: &&Line| match line.selection {
+            Some(Selection::HeldOut) => format!("cross-fitted {}", interval(line)),
+            _ => interval(line),
+        };
+        let name = claim.quantity.clone().unwrap_or(names);
+        let name = if name.is_empty() { "the printed number".to_owned() } else { name };
+        (name, percent(Some(claim.value)), found.iter().map(named).collect())
+    }
+
+    /// A claimed number of queries: its name, the paper's and ours.
+    fn priced(&self, claim: &Claim) -> (String, String, Vec<String>) {
+        let name = claim.quantity.clone().unwrap_or_default();
+        let about = self.printed.iter().filter(|line| concerns(claim, line, self.params));
+        let ours = unique(about.filter_map(|line| line.queries_named(&name)).map(round));
+        (name, round(claim.value), ours)
+    }
 }
 
+/// One row of the comparison.
+fn contrast(contrast: &Contrast<'_>, axes: &[&str]) -> Vec<String> {
+    let points = |estimate: Option<(f64, (f64, f64))>| match estimate {
+        Some((value, (low, high))) => format!("{} [{}, {}]", signed(value), signed(low), signed(high)),
+        None => "– (no images)".to_owned(),
+    };
+    let images = contrast.pairs.images();
+    let rate = |hits: u64| percent((images > 0).then(|| hits as f64 / images as f64));
+    let mut cells: Vec<String> =
+        axes.iter().map(|axis| contrast.at.get(axis).copied().unwrap_or_default().to_owned()).collect();
+    cells.extend(contrast.other.selection.map(chosen));
+    cells.extend([
+        images.to_string(),
+        rate(contrast.pairs.both + contrast.pairs.second),
+        rate(contrast.pairs.both + contrast.pairs.first),
+        points(contrast.difference),
+        p_value(contrast.p_value()),
+    ]);
+    if let Some(verdict) = contrast.verdict() {
+        cells.extend([points(contrast.margin), verdict.name().to_owned()]);
+    }
+    cells
+}
+
+fn is_about_queries(claim: &Claim) -> bool {
+    claim.quantity.as_deref().is_some_and(|name| QUERIES.contains(&name))
+}
+
+/// The paper's number of queries for a printed line.
+fn claimed_queries(name: &str, line: &Line, params: &Params) -> Option<f64> {
+    let about = |claim: &&Claim| claim.quantity.as_deref() == Some(name) && concerns(claim, line, params);
+    params.paper.iter().find(about).map(|claim| claim.value)
+}
+
+const PROTOCOL: &str = "protocol";
+
 const BESIDE: &str = "`zero` is the same rate with no perturbation at all, `noise` with uniform noise in the adversary's \
-ball, both under fresh draws; `forward` and `backward` are evaluations of the network per image by the attack; `benign` \
-is the accuracy before the attack, over all images; `difference` is ours less the paper's.\n";
+ball, both under fresh draws; `benign` is the accuracy before the attack, over all images; `difference` is ours less the \
+paper's.\n";
+
+const QUERIED: &str = "Evaluations of the network by the attack as counted while it ran, the mean over images; `forward` \
+includes those of gradients, votes are counted apart.\n";
 
 /// How every file behind a report is looked into.
 pub(crate) fn trace(inputs: &[Input]) -> String {
@@ -240,6 +411,22 @@ pub(crate) fn trace(inputs: &[Input]) -> String {
         .map(|input| format!("make inspect A={}  # sha256 {}\n", input.path.display(), input.sha256))
         .collect();
     format!("## Where the numbers come from\n\n```sh\n{lines}```\n")
+}
+
+fn labels(line: &Line, axes: &[&str]) -> Vec<String> {
+    axes.iter().map(|&axis| line.at.get(axis).cloned().unwrap_or_default()).collect()
+}
+
+fn chosen(selection: Selection) -> String {
+    match selection {
+        Selection::Test => "these images".to_owned(),
+        Selection::HeldOut => "the other half".to_owned(),
+    }
+}
+
+/// A text on one line.
+fn line_of(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn place(line: &Line) -> String {
@@ -274,11 +461,17 @@ fn round(number: f64) -> String {
     if number.fract() == 0.0 { format!("{number:.0}") } else { format!("{number:.1}") }
 }
 
+fn p_value(p: f64) -> String {
+    if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") }
+}
+
 /// A quantity's name for readers.
 pub(crate) const fn title(quantity: Quantity) -> &'static str {
     match quantity {
         Quantity::BenignAccuracy => "Benign accuracy",
         Quantity::AttackSuccessRate => "Attack success rate",
+        Quantity::AttackedError => "Attacked error (all images count)",
+        Quantity::AttackedAccuracy => "Accuracy after the attack (all images count)",
         Quantity::SoftAttackSuccessRate => "Attack success rate of single draws",
         Quantity::RobustAccuracy => "Robust accuracy (right before and after)",
     }
@@ -304,5 +497,6 @@ mod tests {
         assert_eq!((percent(Some(0.9876)), percent(None)), ("98.8".to_owned(), "–".to_owned()));
         assert_eq!((signed(-0.0121), signed(0.02), signed(-0.0001)), ("−1.2".into(), "+2.0".into(), "0.0".into()));
         assert_eq!((round(50.0), round(12.25)), ("50".to_owned(), "12.2".to_owned()));
+        assert_eq!((p_value(0.0525), p_value(0.0002)), ("0.052".to_owned(), "<0.001".to_owned()));
     }
 }

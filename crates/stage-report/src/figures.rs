@@ -77,7 +77,7 @@ struct Sketch {
     rows: Vec<ReportRow>,
 }
 
-/// Every figure of the layout, in its order.
+/// Every figure of the report, in its order.
 pub(crate) fn draw(params: &Params, store: &Store, lines: &[Line]) -> Result<Vec<Drawn>> {
     let one = |figure| {
         let request = Request { figure, params, store, lines };
@@ -99,7 +99,7 @@ pub(crate) fn draw(params: &Params, store: &Store, lines: &[Line]) -> Result<Vec
             own: matches!(figure.kind, FigureKind::Histogram(_) | FigureKind::Perturbations(_)),
         })
     };
-    params.layout.figure.iter().map(one).collect()
+    params.figures.iter().map(one).collect()
 }
 
 /// The figures as a section of the report's Markdown; nothing without figures.
@@ -152,7 +152,7 @@ fn row<const N: usize>(quantity: &str, cell: &Cell, params: &Params, more: [(&st
     ReportRow {
         pipeline: params.pipeline.clone(),
         scale: params.scale.clone(),
-        protocol: cell.protocol.clone(),
+        protocol: cell.protocol.name().to_owned(),
         quantity: quantity.to_owned(),
         parameters: Value::Object(parameters).to_string(),
         value: None,

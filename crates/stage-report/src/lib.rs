@@ -3,6 +3,7 @@
 //! Attack tables hold every draw of every image. Here they are joined with their companions, reduced by the rules of
 //! the layout, counted, laid out and drawn; a theory table is laid out as it is.
 
+mod compare;
 mod data;
 mod decide;
 mod document;
@@ -25,7 +26,9 @@ use figures::Drawn;
 pub use figures::{
     Along, Curves, Figure, FigureKind, HeatMap, Histogram, Intervals, Lines, MORE_AXES, Perturbations, Scatter,
 };
-pub use params::{Cell, Claim, Layout, Params, Quantity, Rule, RuleName, TheoryTable};
+pub use params::{
+    Cell, Claim, Comparison, Layout, Params, Protocol, QUERIES, Quantity, Reading, Rule, RuleName, TheoryTable,
+};
 pub use splice::splice;
 use stage::{Context, Stage, Unfit};
 
@@ -35,7 +38,7 @@ pub struct Report;
 
 impl Stage for Report {
     const NAME: &'static str = "report";
-    const REVISION: u32 = 1;
+    const REVISION: u32 = 2;
     const ABOUT: &'static str = "Tables from artifacts: Markdown, CSV, JSON and LaTeX beside the tidy Parquet";
     type Params = Params;
     type Row = ReportRow;
@@ -80,7 +83,7 @@ impl Files {
         let lines = line::lines(params, &store)?;
         let document = document::Document::new(params, &lines)?;
         let figures = figures::draw(params, &store, &lines)?;
-        let mut rows: Vec<ReportRow> = lines.iter().map(|line| line.row(params)).collect();
+        let mut rows = document.rows();
         rows.extend(figures::more_rows(&figures));
         Ok(Self {
             rows,

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use artifact::ReportRow;
 use serde_json::{Map, Value, json};
-use stage::Unfit;
+use stage::{Unfit, Usage};
 
 use crate::{
-    Cell, Claim, Params, Quantity, Rule,
+    Cell, Claim, Params, Protocol, QUERIES, Quantity, Rule,
     data::Store,
     outcome::{After, Outcome, best, cross_fit, gradients, queries, rate},
 };
@@ -37,14 +37,16 @@ pub(crate) struct Line {
     /// Axis to label.
     pub at: BTreeMap<String, String>,
     pub parameters: BTreeMap<String, Value>,
-    pub protocol: String,
+    pub protocol: Protocol,
     pub rule: Rule,
     /// Votes the rule reduces.
     pub votes: u32,
     /// Attack steps; none where several chosen cells differ.
     pub step: Option<u32>,
-    /// Whether this is the step the printed table shows.
-    pub last: bool,
+    /// Whether it is of the rule and the step that the printed table shows of its cell.
+    pub own: bool,
+    /// The quantity that the printed table shows of its cell.
+    pub prints: Quantity,
     pub selection: Option<Selection>,
     pub quantity: Quantity,
     pub value: Option<f64>,
@@ -57,22 +59,31 @@ pub(crate) struct Line {
     pub zero_gradient: Option<f64>,
     pub non_finite: u64,
     pub paper: Option<f64>,
+    /// Where the quantity is the one to print: the images it counts, and what it says about each, in order of ids.
+    pub judged: Vec<(u32, bool)>,
 }
 
-/// All numbers, rule by rule, group by group (cells that differ in the `best_over` axes only).
+/// All numbers, rule by rule (each cell's own first), group by group (cells that differ in the `best_over` axes only).
 pub(crate) fn lines(params: &Params, store: &Store) -> Result<Vec<Line>> {
-    let layout = &params.layout;
-    let mut rules = vec![&layout.rule];
-    rules.extend(layout.more_rules.iter().filter(|&rule| *rule != layout.rule));
+    let groups = groups(params);
+    if let Some(group) = groups.iter().find(|group| group.iter().any(|cell| cell.reading != group[0].reading)) {
+        let (axes, at) = (params.layout.best_over.join(", "), &group[0].at);
+        let text = format!("the best over {axes} is taken of cells that are read alike, unlike those beside {at:?}");
+        return Err(Usage(text).into());
+    }
     let mut lines = Vec::new();
     let mut done = Vec::new();
-    for rule in rules {
-        for (index, group) in groups(params).iter().enumerate() {
+    let rules = params.cells.iter().map(|cell| 1 + cell.reading.more_rules.len()).max().unwrap_or(0);
+    for index in 0..rules {
+        for (group, cells) in groups.iter().enumerate() {
+            let reading = &cells[0].reading;
+            let own = std::iter::once(&reading.rule);
+            let Some(rule) = own.chain(&reading.more_rules).nth(index) else { continue };
             // The first of the votes is all of them where one was asked for: one rule, not two.
-            let same = (index, rule.name, store.votes(group[0], rule)?);
+            let same = (group, rule.name, store.votes(cells[0], rule)?);
             if !done.contains(&same) {
                 done.push(same);
-                lines.extend(of_group(params, store, rule, group)?);
+                lines.extend(of_group(params, store, rule, cells)?);
             }
         }
     }
@@ -82,14 +93,23 @@ pub(crate) fn lines(params: &Params, store: &Store) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// Whether a claim is about this line: of the printed rule and step, and of the best where the best is taken, unless
-/// the claim names one of the axes over which it is taken.
+/// Whether this line is a number of the printed table.
+pub(crate) fn printed(line: &Line, params: &Params) -> bool {
+    line.own && line.quantity == line.prints && line.selection.is_some() != params.layout.best_over.is_empty()
+}
+
+/// Whether a claim is about this line's rate: the one it names, or the one that is printed.
 pub(crate) fn claims(claim: &Claim, line: &Line, params: &Params) -> bool {
-    let layout = &params.layout;
-    let best = !layout.best_over.is_empty() && !layout.best_over.iter().any(|axis| claim.at.contains_key(axis));
-    claim.quantity == line.quantity.name()
-        && line.rule == layout.rule
-        && line.last
+    let name = claim.quantity.as_deref().unwrap_or(line.prints.name());
+    name == line.quantity.name() && concerns(claim, line, params)
+}
+
+/// Whether a claim is about this line's cell at the printed rule and step, and about the best where the best is taken,
+/// unless the claim names one of the axes over which it is taken.
+pub(crate) fn concerns(claim: &Claim, line: &Line, params: &Params) -> bool {
+    let over = &params.layout.best_over;
+    let best = !over.is_empty() && !over.iter().any(|axis| claim.at.contains_key(axis));
+    line.own
         && line.selection.is_some() == best
         && claim.at.iter().all(|(axis, label)| line.at.get(axis) == Some(label))
 }
@@ -114,7 +134,8 @@ fn of_group(params: &Params, store: &Store, rule: &Rule, cells: &[&Cell]) -> Res
         for &step in &steps {
             let images = store.outcomes(cell, step, rule)?;
             let last = Some(&step) == steps.last();
-            let line = Draft { cell, rule, votes: store.votes(cell, rule)?, step: Some(step), last, selection: None };
+            let own = last && *rule == cell.reading.rule;
+            let line = Draft { cell, rule, votes: store.votes(cell, rule)?, step: Some(step), own, selection: None };
             lines.extend(line.quantities(&images));
             if last {
                 candidates.push((step, images));
@@ -130,12 +151,14 @@ fn of_group(params: &Params, store: &Store, rule: &Rule, cells: &[&Cell]) -> Res
     let mut selected = |chosen: &[usize], images: &[Outcome], selection| {
         let cell = merge(cells, chosen);
         let step = chosen.iter().all(|&i| steps[i] == steps[chosen[0]]).then(|| steps[chosen[0]]);
-        let draft = Draft { cell: &cell, rule, votes, step, last: true, selection: Some(selection) };
+        let own = *rule == cell.reading.rule;
+        let draft = Draft { cell: &cell, rule, votes, step, own, selection: Some(selection) };
         lines.extend(draft.quantities(images));
     };
-    let chosen = best(&candidates, |_| true);
+    let value = cells[0].reading.value;
+    let chosen = best(&candidates, value, |_| true);
     selected(&[chosen], &candidates[chosen], Selection::Test);
-    let (images, chosen) = cross_fit(&candidates);
+    let (images, chosen) = cross_fit(&candidates, value);
     selected(&chosen, &images, Selection::HeldOut);
     Ok(lines)
 }
@@ -170,7 +193,7 @@ struct Draft<'a> {
     rule: &'a Rule,
     votes: u32,
     step: Option<u32>,
-    last: bool,
+    own: bool,
     selection: Option<Selection>,
 }
 
@@ -185,14 +208,17 @@ impl Draft<'_> {
         let attacked = quantity != Quantity::BenignAccuracy;
         let baseline = |after| rate(quantity, images, after).filter(|_| attacked).and_then(|rate| rate.value());
         let (zero_gradient, non_finite) = gradients(images);
+        let prints = self.cell.reading.value;
+        let judged = |image: &Outcome| Some((image.id, image.judged(quantity, After::Attack)?));
         Some(Line {
             at: self.cell.at.clone(),
             parameters: self.cell.parameters.clone(),
-            protocol: self.cell.protocol.clone(),
+            protocol: self.cell.protocol,
             rule: self.rule.clone(),
             votes: self.votes,
             step: self.step,
-            last: self.last,
+            own: self.own,
+            prints,
             selection: self.selection,
             quantity,
             value: ours.value(),
@@ -205,11 +231,38 @@ impl Draft<'_> {
             zero_gradient,
             non_finite,
             paper: None,
+            judged: images.iter().filter(|_| self.own && quantity == prints).filter_map(judged).collect(),
         })
     }
 }
 
 impl Line {
+    /// Evaluations per image, by the name of one of [`QUERIES`].
+    pub(crate) fn queries_named(&self, name: &str) -> Option<f64> {
+        let (forward, backward) = self.queries?;
+        [forward, backward].into_iter().zip(QUERIES).find(|(_, known)| *known == name).map(|(queries, _)| queries)
+    }
+
+    /// The tidy rows of the queries of a printed line, where the paper claims some.
+    pub(crate) fn query_rows(&self, params: &Params) -> Vec<ReportRow> {
+        let row = |name: &&str| {
+            let about = |claim: &&Claim| claim.quantity.as_deref() == Some(*name) && concerns(claim, self, params);
+            Some(ReportRow {
+                quantity: (*name).to_owned(),
+                value: self.queries_named(name),
+                low: None,
+                high: None,
+                numerator: None,
+                denominator: None,
+                baseline_zero: None,
+                baseline_noise: None,
+                paper: Some(params.paper.iter().find(about)?.value),
+                ..self.row(params)
+            })
+        };
+        QUERIES.iter().filter_map(row).collect()
+    }
+
     /// The tidy row: labels of the axes, then every parameter of the cell, then rule, votes, step and selection.
     pub(crate) fn row(&self, params: &Params) -> ReportRow {
         let mut parameters: Map<String, Value> =
@@ -222,7 +275,7 @@ impl Line {
         ReportRow {
             pipeline: params.pipeline.clone(),
             scale: params.scale.clone(),
-            protocol: self.protocol.clone(),
+            protocol: self.protocol.name().to_owned(),
             quantity: self.quantity.name().to_owned(),
             parameters: Value::Object(parameters).to_string(),
             value: self.value,

@@ -51,9 +51,24 @@ impl Outcome {
         }
     }
 
-    /// Whether the attack had something to do and did it: what the best parameters are chosen by.
-    const fn won(&self) -> bool {
-        !self.before.reached && self.after[After::Attack as usize].reached
+    /// What a quantity says about this image: nothing where it does not count it, or counts draws instead.
+    pub(crate) fn judged(&self, quantity: Quantity, after: After) -> Option<bool> {
+        let (before, after) = (self.before, self.after[after as usize]);
+        match quantity {
+            Quantity::BenignAccuracy => Some(before.correct),
+            Quantity::AttackSuccessRate => (!before.reached).then_some(after.reached),
+            Quantity::AttackedError => Some(after.reached),
+            Quantity::AttackedAccuracy => Some(after.correct || after.flagged),
+            Quantity::RobustAccuracy => Some(before.correct && (after.correct || after.flagged)),
+            Quantity::SoftAttackSuccessRate => None,
+        }
+    }
+
+    /// Whether the attack did what the best parameters are chosen by: it turned an image or, where all images are
+    /// counted, has it its way.
+    fn won(&self, quantity: Quantity) -> bool {
+        let by = if quantity == Quantity::AttackedError { quantity } else { Quantity::AttackSuccessRate };
+        self.judged(by, After::Attack) == Some(true)
     }
 }
 
@@ -83,29 +98,22 @@ impl Rate {
 
 /// One quantity over images; `None` where single draws are wanted of votes that stopped early.
 pub(crate) fn rate(quantity: Quantity, images: &[Outcome], after: After) -> Option<Rate> {
-    let count = |of: &dyn Fn(&Outcome) -> bool| images.iter().filter(|image| of(image)).count() as u64;
-    let all = images.len() as u64;
-    let at = after as usize;
-    Some(match quantity {
-        Quantity::BenignAccuracy => Rate::of_images(count(&|image| image.before.correct), all),
-        Quantity::RobustAccuracy => {
-            Rate::of_images(count(&|image| image.before.correct && image.after[at].correct), all)
-        }
-        Quantity::AttackSuccessRate => Rate::of_images(
-            count(&|image| !image.before.reached && image.after[at].reached),
-            count(&|image| !image.before.reached),
-        ),
-        Quantity::SoftAttackSuccessRate => {
-            let mut rate = Rate::of_images(0, 0);
-            for image in images.iter().filter(|image| !image.before.reached) {
-                let (reached, draws) = image.after[at].draws?;
-                rate.numerator += reached;
-                rate.denominator += draws;
-                rate.images += 1;
-            }
-            rate
-        }
-    })
+    if quantity == Quantity::SoftAttackSuccessRate {
+        return soft(images, after);
+    }
+    let judged: Vec<bool> = images.iter().filter_map(|image| image.judged(quantity, after)).collect();
+    Some(Rate::of_images(judged.iter().filter(|&&hit| hit).count() as u64, judged.len() as u64))
+}
+
+fn soft(images: &[Outcome], after: After) -> Option<Rate> {
+    let mut rate = Rate::of_images(0, 0);
+    for image in images.iter().filter(|image| !image.before.reached) {
+        let (reached, draws) = image.after[after as usize].draws?;
+        rate.numerator += reached;
+        rate.denominator += draws;
+        rate.images += 1;
+    }
+    Some(rate)
 }
 
 /// Forward and backward evaluations per image.
@@ -122,15 +130,16 @@ pub(crate) fn gradients(images: &[Outcome]) -> (Option<f64>, u64) {
 }
 
 /// The candidate with the most successes (the first on ties) among the images at positions that satisfy `of`.
-pub(crate) fn best(candidates: &[Vec<Outcome>], of: impl Fn(usize) -> bool) -> usize {
-    let wins = |images: &[Outcome]| images.iter().enumerate().filter(|(i, image)| of(*i) && image.won()).count();
+pub(crate) fn best(candidates: &[Vec<Outcome>], quantity: Quantity, of: impl Fn(usize) -> bool) -> usize {
+    let won = |&(i, image): &(usize, &Outcome)| of(i) && image.won(quantity);
+    let wins = |images: &[Outcome]| images.iter().enumerate().filter(won).count();
     (0..candidates.len()).max_by_key(|&i| (wins(&candidates[i]), std::cmp::Reverse(i))).unwrap_or(0)
 }
 
 /// Two-fold cross-fitting: images at odd positions under the candidate that is best at even ones, and the other way
 /// round. Also the candidates chosen, at even and at odd positions.
-pub(crate) fn cross_fit(candidates: &[Vec<Outcome>]) -> (Vec<Outcome>, [usize; 2]) {
-    let chosen = [best(candidates, |i| i % 2 == 0), best(candidates, |i| i % 2 == 1)];
+pub(crate) fn cross_fit(candidates: &[Vec<Outcome>], quantity: Quantity) -> (Vec<Outcome>, [usize; 2]) {
+    let chosen = [best(candidates, quantity, |i| i % 2 == 0), best(candidates, quantity, |i| i % 2 == 1)];
     let images = candidates.first().map_or(0, Vec::len);
     ((0..images).map(|i| candidates[chosen[1 - i % 2]][i]).collect(), chosen)
 }
@@ -140,7 +149,7 @@ mod tests {
     use super::*;
 
     fn decision(correct: bool, reached: bool, draws: u64) -> Decision {
-        Decision { correct, reached, draws: Some((draws, 4)) }
+        Decision { correct, reached, flagged: false, draws: Some((draws, 4)) }
     }
 
     /// Untargeted: reached is not correct.
@@ -196,6 +205,8 @@ mod tests {
         assert_eq!(counted(Quantity::AttackSuccessRate, &images, After::Attack), (1, 2));
         assert_eq!(counted(Quantity::BenignAccuracy, &images, After::Attack), (2, 4));
         assert_eq!(counted(Quantity::RobustAccuracy, &images, After::Attack), (1, 4));
+        assert_eq!(counted(Quantity::AttackedError, &images, After::Attack), (3, 4));
+        assert_eq!(counted(Quantity::AttackedAccuracy, &images, After::Attack), (1, 4));
     }
 
     #[test]
@@ -221,11 +232,16 @@ mod tests {
         let run = |wins: [bool; 4]| wins.map(|won| image(true, !won, true, true, 0)).to_vec();
         // The first wins on even positions only, the second on odd ones only and once more.
         let candidates = [run([true, false, true, false]), run([false, true, true, true])];
-        assert_eq!(best(&candidates, |_| true), 1);
-        let (images, chosen) = cross_fit(&candidates);
+        let asr = Quantity::AttackSuccessRate;
+        assert_eq!(best(&candidates, asr, |_| true), 1);
+        let (images, chosen) = cross_fit(&candidates, asr);
         assert_eq!(chosen, [0, 1]);
         // Even positions from candidate 1 (best at odd ones): 0 and 1; odd positions from candidate 0: 0 and 0.
         assert_eq!(counted(Quantity::AttackSuccessRate, &images, After::Attack), (1, 4));
-        assert_eq!(best(&[run([true; 4]), run([true; 4])], |_| true), 0);
+        assert_eq!(best(&[run([true; 4]), run([true; 4])], asr, |_| true), 0);
+        // Two images that were wrong from the start count where all are counted.
+        let given = vec![image(false, false, true, true, 0); 2];
+        assert_eq!(best(&[run([true, false, false, false]), given.clone()], asr, |_| true), 0);
+        assert_eq!(best(&[run([true, false, false, false]), given], Quantity::AttackedError, |_| true), 1);
     }
 }

@@ -23,15 +23,24 @@ pub struct Params {
     pub layout: Layout,
     /// The cells, axes crossed in their order (the last one fastest); labels are to be printed in order of appearance.
     pub cells: Vec<Cell>,
+    /// Two points of one axis to compare in every remaining cell; null for no comparison.
+    #[serde(default)]
+    pub compare: Option<Comparison>,
+    /// Figures beside the table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<Figure>,
     /// What the paper claims.
     #[serde(default)]
     pub paper: Vec<Claim>,
+    /// Sentences (Markdown) printed under the table: what each protocol changes, what was scaled.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The table of closed forms, for a pipeline of kind `theory`; it has no cells.
     #[serde(default)]
     pub theory: Option<TheoryTable>,
 }
 
-/// Rows, columns and the number in each place.
+/// Rows and columns of the table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Layout {
@@ -39,19 +48,66 @@ pub struct Layout {
     pub rows: Vec<String>,
     /// Axes along the top, outermost first.
     pub columns: Vec<String>,
+    /// Axes of which the best point is taken, separately for each remaining cell: best for the adversary, chosen on the
+    /// test images themselves (as the paper does, an optimistic choice), and beside it cross-fitted: chosen on the
+    /// images at even positions and judged on those at odd ones, and the other way round, the counts added.
+    pub best_over: Vec<String>,
+}
+
+/// How the votes of a cell are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reading {
     /// The printed number.
     pub value: Quantity,
     /// How the printed number aggregates the votes.
     pub rule: Rule,
     /// Further rules that go into the data files but not into the printed table.
     pub more_rules: Vec<Rule>,
-    /// Axes of which the best point is taken, separately for each remaining cell: best for the adversary, chosen on the
-    /// test images themselves (as the paper does, an optimistic choice), and beside it cross-fitted: chosen on the
-    /// images at even positions and judged on those at odd ones, and the other way round, the counts added.
-    pub best_over: Vec<String>,
-    /// Figures beside the table.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub figure: Vec<Figure>,
+}
+
+/// Whose rules a cell follows where the paper's text, its code and good practice differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// The paper's text.
+    PaperText,
+    /// The authors' released code, with its departures from the text.
+    AuthorsCode,
+    /// What the text means, with known faults of both mended.
+    #[default]
+    Corrected,
+}
+
+impl Protocol {
+    /// The name in the data files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PaperText => "paper-text",
+            Self::AuthorsCode => "authors-code",
+            Self::Corrected => "corrected",
+        }
+    }
+}
+
+/// A paired comparison on one axis: for every remaining cell, `other` against `base` over the same images.
+///
+/// Reported are the difference of the printed rates, other less base, and, where a share is given, the margin of the claim
+/// that `other` reaches at least this share of `base`'s rate: other less `share` times base. The claim holds where the
+/// margin's whole 95% interval is at or above 0, fails where all of it is below, and is undecided otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    /// The axis.
+    pub axis: String,
+    /// The label of the point compared with.
+    pub base: String,
+    /// The label of the point that is compared.
+    pub other: String,
+    /// Which part of the base's rate the other is claimed to reach, in `(0, 1]`; null where nothing is claimed.
+    #[serde(default)]
+    pub share: Option<f64>,
 }
 
 /// What the printed table shows.
@@ -63,6 +119,12 @@ pub enum Quantity {
     /// Among images that do not satisfy the objective before the attack, the share that does after it.
     #[default]
     AttackSuccessRate,
+    /// Share of all images whose aggregated prediction satisfies the objective after the attack, those included that did
+    /// so before it: an untargeted adversary is credited with the network's own errors, as robustml counts.
+    AttackedError,
+    /// Share of all images whose aggregated prediction is their class after the attack, whatever it was before; an image
+    /// that a detector flags counts as right.
+    AttackedAccuracy,
     /// Mean share of single draws that satisfy the objective after the attack.
     SoftAttackSuccessRate,
     /// Share of all images whose aggregated prediction is their class before and after the attack.
@@ -71,8 +133,14 @@ pub enum Quantity {
 
 impl Quantity {
     /// Every quantity, in the order of the data files.
-    pub const ALL: [Self; 4] =
-        [Self::BenignAccuracy, Self::AttackSuccessRate, Self::SoftAttackSuccessRate, Self::RobustAccuracy];
+    pub const ALL: [Self; 6] = [
+        Self::BenignAccuracy,
+        Self::AttackSuccessRate,
+        Self::AttackedError,
+        Self::AttackedAccuracy,
+        Self::SoftAttackSuccessRate,
+        Self::RobustAccuracy,
+    ];
 
     /// The name in the data files.
     #[must_use]
@@ -80,6 +148,8 @@ impl Quantity {
         match self {
             Self::BenignAccuracy => "benign_accuracy",
             Self::AttackSuccessRate => "attack_success_rate",
+            Self::AttackedError => "attacked_error",
+            Self::AttackedAccuracy => "attacked_accuracy",
             Self::SoftAttackSuccessRate => "soft_attack_success_rate",
             Self::RobustAccuracy => "robust_accuracy",
         }
@@ -110,6 +180,8 @@ pub enum RuleName {
     All,
     /// The class with the largest mean logit; needs `keep_logits` in the attack's parameters, and `n` must be null.
     MeanLogits,
+    /// The class with the largest mean probability; needs `keep_logits` too, and `n` must be null.
+    MeanSoftmax,
 }
 
 impl RuleName {
@@ -121,6 +193,7 @@ impl RuleName {
             Self::Any => "any",
             Self::All => "all",
             Self::MeanLogits => "mean-logits",
+            Self::MeanSoftmax => "mean-softmax",
         }
     }
 }
@@ -136,8 +209,11 @@ pub struct Cell {
     pub at: BTreeMap<String, String>,
     /// Everything that defines the cell, flattened: `attack.epsilon` to `"8/255"`, `defense.degrees` to `90`, ...
     pub parameters: BTreeMap<String, Value>,
-    /// `paper-text`, `authors-code` or `corrected`.
-    pub protocol: String,
+    /// Whose rules it follows.
+    pub protocol: Protocol,
+    /// How its votes are read.
+    #[serde(default)]
+    pub reading: Reading,
     /// Folder of the votes after the attack.
     pub attack: String,
     /// The step of the attack to read; null for the last one.
@@ -158,19 +234,18 @@ pub struct Claim {
     /// The cells it is about: those whose labels include all of these. For a theory table, columns of its rows to
     /// their values as text (`k` to `"1"`, absent for the undefended classifier).
     pub at: BTreeMap<String, String>,
-    /// Which number of those cells.
-    #[serde(default = "asr")]
-    pub quantity: String,
-    /// The number, a rate in `[0, 1]`.
+    /// Which number of those cells: a quantity's name, or one of [`QUERIES`]; null for the one that is printed.
+    #[serde(default)]
+    pub quantity: Option<String>,
+    /// The number: a rate in `[0, 1]`, or evaluations of the network per image.
     pub value: f64,
     /// Where it stands and what to mind.
     #[serde(default)]
     pub note: String,
 }
 
-fn asr() -> String {
-    "attack_success_rate".to_owned()
-}
+/// Numbers that a claim may be about beside the rates: evaluations of the network per image by the attack.
+pub const QUERIES: [&str; 2] = ["forward_queries", "backward_queries"];
 
 /// A table of closed forms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

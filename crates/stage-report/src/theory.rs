@@ -159,7 +159,7 @@ impl<'a> Theory<'a> {
                 Some(_) => "differs",
             };
             vec![
-                claim.quantity.clone(),
+                claim.quantity.clone().unwrap_or_default(),
                 at.join(", "),
                 format!("{:.3}", claim.value),
                 ours.map_or_else(|| "–".to_owned(), |row| format!("{:.6}", row.value)),
@@ -190,7 +190,7 @@ impl<'a> Theory<'a> {
         let head = format!(
             "The paper gives {:.1}% for the {} at {}; the closed form gives {:.1}%.",
             100.0 * claim.value,
-            claim.quantity,
+            ours.quantity,
             describe(&point(ours)),
             100.0 * ours.value
         );
@@ -400,7 +400,7 @@ fn about(claim: &Claim, row: &TheoryRow) -> bool {
         Some("infinite") => row.votes.is_none(),
         Some(_) => matches("votes", row.votes.map(f64::from)),
     };
-    claim.quantity == row.quantity
+    claim.quantity.as_ref() == Some(&row.quantity)
         && claim.at.contains_key("k") == row.k.is_some()
         && matches("k", row.k)
         && (row.k.is_none() || matches("sigma", Some(row.sigma)))

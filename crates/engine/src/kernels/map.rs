@@ -111,7 +111,7 @@ impl Source for Subsample {
     }
 }
 
-/// The gradient of [`Subsample`].
+/// The gradient of [`Subsample`], and of one part of a concatenation.
 pub(crate) struct Upsample {
     pub from: View<f32>,
     pub stride: usize,
@@ -127,6 +127,9 @@ impl Source for Upsample {
                 return S::splat(0.0);
             }
             let from = self.from.at.add(self.from.offset(image, y / self.stride, x / self.stride) + self.before);
+            if channel + S::LANES <= self.channels {
+                return S::load(from.add(channel));
+            }
             let mut v = [0.0; WIDEST];
             for (i, v) in v[..S::LANES].iter_mut().enumerate() {
                 if channel + i < self.channels {
@@ -134,6 +137,37 @@ impl Source for Upsample {
                 }
             }
             S::load(v.as_ptr())
+        }
+    }
+}
+
+/// Copies pixels of so many images, rows, columns and channels.
+///
+/// # Safety
+/// The pixels must be inside both views, which must not overlap.
+pub(crate) unsafe fn copy(from: View<f32>, to: View<f32>, shape: [usize; 4]) {
+    let [images, rows, columns, channels] = shape;
+    for (image, y) in (0..images).flat_map(|image| (0..rows).map(move |y| (image, y))) {
+        for x in 0..columns {
+            unsafe {
+                let from = from.at.add(from.offset(image, y, x));
+                std::ptr::copy_nonoverlapping(from, to.at.add(to.offset(image, y, x)), channels);
+            }
+        }
+    }
+}
+
+/// Clears pixels of so many images, rows, columns and channels.
+///
+/// # Safety
+/// The pixels must be inside the view.
+pub(crate) unsafe fn clear(to: View<f32>, [images, rows, columns, channels]: [usize; 4]) {
+    if channels == 0 {
+        return;
+    }
+    for (image, y) in (0..images).flat_map(|image| (0..rows).map(move |y| (image, y))) {
+        for x in 0..columns {
+            unsafe { std::ptr::write_bytes(to.at.add(to.offset(image, y, x)), 0, channels) };
         }
     }
 }

@@ -10,7 +10,10 @@
 )]
 
 pub(crate) mod depthwise;
+pub(crate) mod largest;
 pub(crate) mod map;
+pub(crate) mod prune;
+pub(crate) mod standard;
 pub(crate) mod stem;
 
 pub(crate) use simd::{

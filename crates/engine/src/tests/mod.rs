@@ -7,6 +7,9 @@
 //! - the engine's gradient is, within rounding, the f64 gradient *at the engine's own branches*, for every image;
 //! - wherever the branches differ from f64's, the f64 value is within rounding of the kink;
 //! - such flips are few.
+//!
+//! Where some values stay and others become 0, the network itself jumps at a kink. There the logits, too, are compared
+//! with f64's at the engine's branches.
 
 #![expect(clippy::print_stderr, reason = "tests say what they skip")]
 
@@ -21,6 +24,7 @@ use nets::{Conv, Graph, Id, Node, Op, Padding, Spec, Weights};
 use rayon::prelude::*;
 use reference::Reference;
 
+use crate::compile::{Compiled, Work};
 use crate::{Isa, Plan};
 
 /// Largest difference of gradients at equal branches, as a share of the image's largest gradient. A product is rounded
@@ -44,6 +48,8 @@ struct Case<'a> {
     size: [usize; 2],
     pixels: Vec<f32>,
     upstream: Vec<f32>,
+    /// Of each image.
+    keys: Vec<Key>,
     /// Of each image, all nodes.
     values: Vec<Vec<Vec<f64>>>,
     /// Of each image, the gradient at f64's own branches, once it was asked for.
@@ -92,13 +98,15 @@ impl<'a> Case<'a> {
 
     fn of(graph: &'a Graph, weights: &'a Weights, size: [usize; 2], pixels: Vec<f32>, upstream: Vec<f32>) -> Self {
         let reference = Reference::new(graph, weights, size);
-        let values = pixels.par_chunks(3 * size[0] * size[1]).map(|image| {
+        let images: Vec<_> = pixels.chunks(3 * size[0] * size[1]).collect();
+        let keys: Vec<_> = (0..images.len()).map(|i| Key::root(6).phase(Phase::Attack).at(i as u64)).collect();
+        let values = images.into_par_iter().zip(&keys).map(|(image, &key)| {
             let image: Vec<_> = image.iter().map(|&x| f64::from(x)).collect();
-            reference.forward(&image)
+            reference.forward(&image, key, None)
         });
         let values: Vec<_> = values.collect();
         let gradients = vec![OnceLock::new(); values.len()];
-        Self { gradients, graph, weights, reference, size, pixels, upstream, values }
+        Self { gradients, graph, weights, reference, size, pixels, upstream, keys, values }
     }
 
     fn images(&self) -> usize {
@@ -116,7 +124,7 @@ impl<'a> Case<'a> {
         let (classes, images) = (self.graph.classes, self.images());
         let mut state = vec![0xAA; images * net.state];
         let mut logits = vec![0.0; images * classes];
-        fitted.forward(&self.pixels, &mut state, &mut logits);
+        fitted.forward(&self.pixels, &self.keys, &mut state, &mut logits);
         let mut gradient = vec![0.0; self.pixels.len()];
         fitted.backward(&self.upstream, &mut state, &mut gradient);
         let per_image = self.pixels.len() / images;
@@ -142,11 +150,13 @@ impl<'a> Case<'a> {
     }
 
     fn score_image(&self, image: usize, branches: &[Vec<u8>], logits: &[f32], gradient: &[f32]) -> Score {
-        let values = &self.values[image];
-        let own = self.reference.branches(values);
+        let theirs = |node: usize, unit: usize| usize::from(branches[node][unit]);
+        let (key, pixels) = (self.keys[image], &self.values[image][0]);
+        let jumped = self.reference.jumps().then(|| self.reference.forward(pixels, key, Some(&theirs)));
+        let values = jumped.as_ref().unwrap_or(&self.values[image]);
+        let own = self.reference.branches(values, key);
         let upstream: Vec<_> =
             self.upstream[image * logits.len()..][..logits.len()].iter().map(|&u| f64::from(u)).collect();
-        let reference = |branch: &dyn Fn(usize, usize) -> usize| self.reference.backward(&upstream, branch);
         let logits = distance(logits, values.last().unwrap());
         let mut score = Score { logits, images: 1, ..Score::default() };
         for (node, (own, theirs)) in own.iter().zip(branches).enumerate() {
@@ -154,24 +164,36 @@ impl<'a> Case<'a> {
             score.units += own.len();
             for unit in (0..own.len()).filter(|&unit| own[unit] != usize::from(theirs[unit])) {
                 score.flips += 1;
-                score.kink = score.kink.max(self.kink(values, node, unit, theirs[unit]));
+                score.kink = score.kink.max(self.kink(image, values, node, unit, theirs[unit]));
             }
         }
-        let truth = self.gradients[image].get_or_init(|| reference(&|node, unit| own[node][unit]));
-        score.free = distance(gradient, truth);
-        match score.flips {
-            0 => (score.agreeing, score.gradient) = (1, score.free),
-            _ => score.gradient = distance(gradient, &reference(&|node, unit| branches[node][unit].into())),
+        score.agreeing = usize::from(score.flips == 0);
+        if jumped.is_some() {
+            score.gradient = distance(gradient, &self.reference.backward(values, &upstream, &theirs));
+            return score;
         }
+        let truth = || self.reference.backward(values, &upstream, &|node, unit| own[node][unit]);
+        score.free = distance(gradient, self.gradients[image].get_or_init(truth));
+        score.gradient = match score.flips {
+            0 => score.free,
+            _ => distance(gradient, &self.reference.backward(values, &upstream, &theirs)),
+        };
         score
     }
 
     /// How far a unit is from taking another branch, as a share of its layer's largest value.
-    fn kink(&self, values: &[Vec<f64>], node: usize, unit: usize, branch: u8) -> f64 {
+    fn kink(&self, image: usize, values: &[Vec<f64>], node: usize, unit: usize, branch: u8) -> f64 {
         let x = &values[self.graph.nodes[node].inputs[0]];
         let gap = match self.graph.nodes[node].op {
-            Op::Relu => x[unit].abs(),
+            Op::Relu | Op::LeakyRelu { .. } => x[unit].abs(),
+            Op::KeepLargest { share } => (x[unit] - reference::smallest_kept(x, share)).abs(),
             Op::Relu6 => x[unit].abs().min((x[unit] - 6.0).abs()),
+            // Another sign, or another side of the magnitude at which the uniform number is the chance to stay.
+            Op::Prune { .. } if branch / 2 != reference::pruned(false, x[unit]) as u8 / 2 => x[unit].abs(),
+            Op::Prune { samples, index } => {
+                let uniform = reference::uniforms(self.keys[image], index, x.len())[unit];
+                (x[unit].abs() - -(-uniform).ln_1p() / reference::rate(x, samples)).abs()
+            }
             Op::MaxPool { .. } => self.reference.loss(values, node, unit, branch.into()),
             _ => unreachable!(),
         };
@@ -194,17 +216,31 @@ impl<'a> Case<'a> {
 
 impl Plan {
     /// Which branch each unit of each node took, in the order of the reference.
-    fn branches(&self, net: &crate::compile::Compiled, state: &[u8]) -> Vec<Vec<u8>> {
+    fn branches(&self, net: &Compiled, state: &[u8]) -> Vec<Vec<u8>> {
         let mut branches = vec![Vec::new(); self.network.steps.last().unwrap().node + 1];
         for (step, stage) in self.network.steps.iter().zip(&net.stages) {
             let value = &net.values[step.output];
             let padded = value.layout.channels;
             let units =
                 (0..value.channels).flat_map(|c| (0..value.rows * value.columns).map(move |pixel| pixel * padded + c));
+            let bits = |mask: usize| units.clone().map(|unit| state[mask + unit / 8] >> (unit % 8) & 1).collect();
             if let Some(mask) = value.mask {
-                branches[step.node] = units.map(|unit| state[mask + unit / 8] >> (unit % 8) & 1).collect();
-            } else if let crate::compile::Work::MaxPool { winners, .. } = stage.work {
-                branches[step.node] = units.map(|unit| state[winners + unit]).collect();
+                branches[step.node] = bits(mask);
+            }
+            match stage.work {
+                Work::MaxPool { winners, .. } => {
+                    branches[step.node] = units.map(|unit| state[winners + unit]).collect()
+                }
+                Work::Prune { ref record, .. } => {
+                    let value = |unit: usize| {
+                        let at = record.values + 4 * unit;
+                        f32::from_ne_bytes(state[at..at + 4].try_into().unwrap()).into()
+                    };
+                    let stays: Vec<u8> = bits(record.mask);
+                    let units = units.zip(stays).map(|(unit, stays)| reference::pruned(stays == 1, value(unit)) as u8);
+                    branches[step.first] = units.collect();
+                }
+                _ => (),
             }
         }
         branches
@@ -313,6 +349,31 @@ fn every_convolution() {
 }
 
 #[test]
+fn rectangular_kernels() {
+    for (kernel, stride, [down, across]) in [
+        ([1, 7], 1, [0, 3]),
+        ([7, 1], 1, [3, 0]),
+        ([1, 3], 1, [0, 1]),
+        ([3, 1], 1, [1, 0]),
+        ([2, 5], 2, [1, 2]),
+        ([3, 2], 3, [0, 1]),
+    ] {
+        let padding = Padding { top: down, bottom: down, left: across, right: across };
+        for (groups, outputs) in [(1, 5), (1, 48), (12, 12), (4, 12)] {
+            let name = "conv".into();
+            let conv = Conv { name, inputs: 12, outputs, kernel, stride, padding, groups, bias: true };
+            let name = format!("{kernel:?}/{stride} in {groups} groups to {outputs}");
+            layer(&name, vec![Op::Conv(conv), Op::Relu], outputs);
+        }
+    }
+    // Of the image itself.
+    let mut graph = around(vec![], 12);
+    let Op::Conv(stem) = &mut graph.nodes[2].op else { unreachable!() };
+    (stem.kernel, stem.stride) = ([2, 5], 2);
+    Case::new(&graph, &weights(&graph), [12, 17], 3).check("rectangular stem");
+}
+
+#[test]
 fn padding_on_some_sides() {
     for (kernel, stride) in [(3, 1), (3, 2), (4, 2)] {
         for groups in [1, 12] {
@@ -344,6 +405,11 @@ fn pools_and_the_rest() {
     for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 1)] {
         layer("max-pool", vec![conv("conv", [12, 9], 3, 1, 1), Op::MaxPool { kernel, stride, padding }], 9);
     }
+    for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 3, 0), (2, 3, 1)] {
+        let pool = Op::AveragePool { kernel, stride, padding };
+        layer("average-pool", vec![conv("conv", [12, 9], 3, 1, 1), Op::Relu, pool.clone()], 9);
+        layer("average-pool", vec![pool, conv("conv", [12, 9], 3, 1, 1), Op::Relu], 9);
+    }
     for (stride, before, after) in [(2, 6, 6), (1, 0, 3), (3, 5, 0)] {
         let norm = Op::BatchNorm { name: "norm".into(), channels: 12 + before + after, eps: 1e-3 };
         layer(
@@ -351,6 +417,91 @@ fn pools_and_the_rest() {
             vec![Op::Subsample { stride, before, after }, norm, Op::Relu6, Op::Relu],
             12 + before + after,
         );
+    }
+}
+
+#[test]
+fn activations() {
+    let relus = [Op::LeakyRelu { slope: 0.1 }, Op::LeakyRelu { slope: 0.0 }];
+    let shares = [1e-9, 0.1, 0.5, 1.0].map(|share| Op::KeepLargest { share });
+    for act in relus.into_iter().chain(shares) {
+        for outputs in [9, 16] {
+            let name = format!("{act:?} of {outputs}");
+            let norm = Op::BatchNorm { name: "norm".into(), channels: outputs, eps: 1e-3 };
+            layer(&name, vec![conv("conv", [12, outputs], 3, 1, 1), act.clone()], outputs);
+            layer(&name, vec![conv("conv", [12, outputs], 3, 2, 1), norm.clone(), act.clone()], outputs);
+            let again = vec![conv("conv", [12, outputs], 5, 1, 2), act.clone(), norm, act.clone(), Op::Relu6];
+            layer(&name, again, outputs);
+        }
+        layer(&format!("{act:?} twice"), vec![act.clone(), act.clone(), conv("conv", [12, 12], 3, 1, 1), act], 12);
+    }
+}
+
+/// A network with another activation.
+fn activated(mut graph: Graph, act: &Op) -> Graph {
+    for node in graph.nodes.iter_mut().filter(|node| node.op == Op::Relu) {
+        node.op = act.clone();
+    }
+    graph
+}
+
+#[test]
+fn networks_of_other_activations() {
+    for act in [Op::KeepLargest { share: 0.1 }, Op::LeakyRelu { slope: 0.1 }] {
+        for (json, size, images) in [
+            (r#"{"name": "cifar-resnet", "depth": 20}"#, [32, 32], 4),
+            (r#"{"name": "cifar-resnet", "depth": 14, "shortcut": "B", "width": 10}"#, [29, 34], 3),
+            (r#"{"name": "resnet", "depth": 18, "stem": "cifar", "classes": 10}"#, [32, 32], 1),
+        ] {
+            let graph = activated(spec(json), &act);
+            Case::new(&graph, &weights(&graph), size, images).check(&format!("{json} of {act:?}"));
+        }
+    }
+}
+
+/// A network that prunes after every convolution.
+fn pruned(graph: &Graph, samples: f64) -> Graph {
+    let mut nodes: Vec<Node> = Vec::new();
+    // Where each old node went.
+    let mut place = Vec::new();
+    let mut index = 0;
+    for node in &graph.nodes {
+        let inputs = node.inputs.iter().map(|&input| place[input]).collect();
+        nodes.push(Node { op: node.op.clone(), inputs });
+        if matches!(node.op, Op::Conv(_)) {
+            nodes.push(Node { op: Op::Prune { samples, index }, inputs: vec![nodes.len() - 1] });
+            index += 1;
+        }
+        place.push(nodes.len() - 1);
+    }
+    Graph { nodes, classes: graph.classes }
+}
+
+#[test]
+fn pruning() {
+    // The derivative of pruning is not constant but moves by a half while `samples |r| / mean |r|` moves by one: many
+    // samples make the values' errors as much larger in the gradient.
+    for (samples, outputs) in [(2.0, 9), (0.3, 16), (6.0, 50)] {
+        let prune = |index: u64| Op::Prune { samples, index };
+        let norm = Op::BatchNorm { name: "norm".into(), channels: outputs, eps: 1e-3 };
+        let conv = |name: &str, inputs: usize| conv(name, [inputs, outputs], 3, 1, 1);
+        let name = format!("{samples} of {outputs}");
+        layer(&name, vec![conv("conv", 12), prune(7)], outputs);
+        layer(&name, vec![conv("conv", 12), prune(0), norm.clone(), Op::LeakyRelu { slope: 0.1 }], outputs);
+        // Behind a ReLU many values are 0, and so are their signs.
+        layer(&name, vec![conv("conv", 12), Op::Relu, prune(1), conv("next", outputs), prune(2), Op::Relu6], outputs);
+    }
+}
+
+#[test]
+fn pruned_networks() {
+    for (json, size, images) in [
+        (r#"{"name": "cifar-resnet", "depth": 20}"#, [32, 32], 4),
+        (r#"{"name": "cifar-resnet", "depth": 14, "shortcut": "B", "width": 10}"#, [29, 34], 3),
+        (r#"{"name": "resnet", "depth": 18, "stem": "cifar", "classes": 10}"#, [32, 32], 1),
+    ] {
+        let graph = pruned(&spec(json), 2.0);
+        Case::new(&graph, &weights(&graph), size, images).check(&format!("pruned {json}"));
     }
 }
 
@@ -386,14 +537,73 @@ fn sums() {
     Case::new(&graph, &weights, [11, 12], 4).check("sums");
 }
 
+/// Concatenations of values that others read too, of one value with itself, one behind another, and of every width.
+#[test]
+fn concatenations() {
+    let node = |op: Op, inputs: &[Id]| Node { op, inputs: inputs.into() };
+    for [a, b, c] in [[16, 32, 16], [5, 9, 2], [16, 3, 24]] {
+        let nodes = vec![
+            node(Op::Input, &[]),
+            node(Op::Normalise { mean: vec![0.5; 3], std: vec![0.25; 3] }, &[0]),
+            node(conv("stem", [3, 12], 3, 1, 1), &[1]),
+            node(Op::Relu, &[2]),
+            node(conv("a", [12, a], 3, 1, 1), &[3]),
+            node(conv("b", [12, b], 1, 1, 0), &[3]),
+            node(Op::Relu, &[5]),
+            node(conv("c", [12, c], 5, 1, 2), &[3]),
+            node(Op::AveragePool { kernel: 3, stride: 1, padding: 1 }, &[3]),
+            node(Op::Concat, &[4, 6, 7, 8]),
+            node(Op::Relu, &[9]),
+            node(Op::Concat, &[10, 6, 6]),
+            node(conv("d", [a + 3 * b + c + 12, b], 3, 2, 1), &[11]),
+            node(conv("e", [b, b], 3, 2, 1), &[6]),
+            node(Op::Add, &[12, 13]),
+            node(Op::Concat, &[14]),
+            node(Op::GlobalAveragePool, &[15]),
+            node(Op::Concat, &[16, 16]),
+            node(Op::Linear { name: "linear".into(), inputs: 2 * b, outputs: 5 }, &[17]),
+        ];
+        let graph = Graph { nodes, classes: 5 };
+        Case::new(&graph, &weights(&graph), [11, 12], 4).check(&format!("{a}, {b}, {c}"));
+    }
+}
+
+/// A network whose images are standardised.
+fn standardised(mut graph: Graph) -> Graph {
+    graph.nodes.insert(2, Node { op: Op::Standardise, inputs: vec![1] });
+    for node in &mut graph.nodes[3..] {
+        node.inputs.iter_mut().for_each(|input| *input += 1);
+    }
+    graph
+}
+
+#[test]
+fn standardisation() {
+    let mut graph = standardised(around(vec![conv("conv", [12, 9], 3, 1, 1), Op::Relu], 9));
+    graph.nodes[1].op = Op::Normalise { mean: vec![0.5; 3], std: vec![0.25; 3] };
+    let weights = weights(&graph);
+    for size in [[13, 10], [32, 32], [7, 9]] {
+        let case = Case::new(&graph, &weights, size, 3);
+        case.check(&format!("standardised {size:?}"));
+        // So little contrast that it is not divided by, and none.
+        for contrast in [0.01, 0.0] {
+            let pixels = case.pixels.iter().map(|x| 0.5 + contrast * (x - 0.5)).collect();
+            let flat = Case::of(&graph, &weights, size, pixels, case.upstream.clone());
+            flat.check(&format!("standardised {size:?}, contrast {contrast}"));
+        }
+    }
+}
+
 #[test]
 fn answers_do_not_depend_on_batch_or_threads() {
+    let resnet = || spec(r#"{"name": "cifar-resnet", "depth": 14}"#);
     let cases = [
-        (r#"{"name": "cifar-resnet", "depth": 14}"#, [32, 32]),
-        (r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#, [45, 64]),
+        ("resnet", resnet(), [32, 32]),
+        ("mobilenet", spec(r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#), [45, 64]),
+        ("k-winners-take-all", activated(resnet(), &Op::KeepLargest { share: 0.1 }), [32, 32]),
+        ("standardised and pruned", standardised(pruned(&resnet(), 2.0)), [29, 33]),
     ];
-    for (json, size) in cases {
-        let graph = spec(json);
+    for (name, graph, size) in cases {
         let weights = weights(&graph);
         let case = Case::new(&graph, &weights, size, 21);
         for isa in Isa::available() {
@@ -401,9 +611,9 @@ fn answers_do_not_depend_on_batch_or_threads() {
                 let per_image = case.pixels.len() / case.images();
                 let shape = (count, 3, size[0], size[1]);
                 let x = Tensor::from_slice(&case.pixels[first * per_image..][..count * per_image], shape, &Device::Cpu);
-                let keys = vec![Key::root(0); count];
+                let keys = &case.keys[first..][..count];
                 let (classes, mut seen) = (graph.classes, Vec::new());
-                let gradient = plan.input_gradient(&x.unwrap(), &keys, &mut |logits| {
+                let gradient = plan.input_gradient(&x.unwrap(), keys, &mut |logits| {
                     seen = logits.flatten_all()?.to_vec1::<f32>()?;
                     Tensor::from_slice(
                         &case.upstream[first * classes..][..count * classes],
@@ -431,7 +641,7 @@ fn answers_do_not_depend_on_batch_or_threads() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 for count in [1, 2, 7, 20] {
                     let rows = split(pool.install(|| ask(&plan, 1, count)), count);
-                    assert!(rows[..] == whole[1..=count], "{json} {isa:?}: {count} images on {threads} threads");
+                    assert!(rows[..] == whole[1..=count], "{name} {isa:?}: {count} images on {threads} threads");
                 }
             }
         }
@@ -448,15 +658,20 @@ fn random(shape: [usize; 4]) -> Tensor {
 #[test]
 fn instruction_sets_with_fused_multiply_add_agree_in_every_bit() {
     let fused: Vec<_> = Isa::available().into_iter().filter(|&isa| isa != Isa::Portable).collect();
-    for json in [r#"{"name": "cifar-resnet", "depth": 8}"#, r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#]
-    {
-        let graph = spec(json);
+    let resnet = || spec(r#"{"name": "cifar-resnet", "depth": 8, "width": 10}"#);
+    for (name, graph) in [
+        ("resnet", resnet()),
+        ("mobilenet", spec(r#"{"name": "mobilenet-v2", "width": 0.35, "classes": 7}"#)),
+        ("k-winners-take-all", activated(resnet(), &Op::KeepLargest { share: 0.1 })),
+        ("leaky and pruned", standardised(pruned(&activated(resnet(), &Op::LeakyRelu { slope: 0.1 }), 2.0))),
+    ] {
         let weights = weights(&graph);
         let x = random([2, 3, 37, 64]);
         let ask = |&isa: &Isa| {
             let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
             let mut bits = Vec::new();
-            let gradient = plan.input_gradient(&x, &[], &mut |logits| {
+            let keys = [Key::root(1), Key::root(2)];
+            let gradient = plan.input_gradient(&x, &keys, &mut |logits| {
                 bits = logits.flatten_all()?.to_vec1::<f32>()?;
                 logits.ones_like()
             });
@@ -464,25 +679,53 @@ fn instruction_sets_with_fused_multiply_add_agree_in_every_bit() {
             bits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
         let answers: Vec<_> = fused.iter().map(ask).collect();
-        assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{json}");
+        assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{name}");
     }
 }
 
 #[test]
 fn logits_alone_are_the_logits_of_a_gradient_query() {
-    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8}"#);
-    let weights = weights(&graph);
-    let plan = Plan::new(&graph, &weights).unwrap();
-    let x = random([5, 3, 32, 32]);
-    let keys = [Key::root(0); 5];
-    let alone = plan.logits(&x, &keys).unwrap().to_vec2::<f32>().unwrap();
-    let mut within = Vec::new();
-    plan.input_gradient(&x, &keys, &mut |logits| {
-        within = logits.to_vec2::<f32>()?;
-        logits.ones_like()
-    })
-    .unwrap();
-    assert_eq!(alone, within);
+    let resnet = || spec(r#"{"name": "cifar-resnet", "depth": 8}"#);
+    for graph in [resnet(), activated(resnet(), &Op::KeepLargest { share: 0.1 }), pruned(&resnet(), 2.0)] {
+        let plan = Plan::new(&graph, &weights(&graph)).unwrap();
+        let x = random([5, 3, 32, 32]);
+        let keys: Vec<_> = (0..5).map(Key::root).collect();
+        let alone = plan.logits(&x, &keys).unwrap().to_vec2::<f32>().unwrap();
+        let mut within = Vec::new();
+        plan.input_gradient(&x, &keys, &mut |logits| {
+            within = logits.to_vec2::<f32>()?;
+            logits.ones_like()
+        })
+        .unwrap();
+        assert_eq!(alone, within);
+    }
+}
+
+#[test]
+fn only_keys_move_a_stochastic_network() {
+    let graph = pruned(&spec(r#"{"name": "cifar-resnet", "depth": 8}"#), 2.0);
+    let plan = Plan::new(&graph, &weights(&graph)).unwrap();
+    let x = random([1, 3, 32, 32]).broadcast_as((3, 3, 32, 32)).unwrap();
+    let ask = |keys: &[Key]| plan.logits(&x, keys).map(|logits| logits.to_vec2::<f32>().unwrap());
+    let [a, b, c] = [7, 8, 9].map(Key::root);
+    let (first, second) = (ask(&[a, b, a]).unwrap(), ask(&[b, c, a]).unwrap());
+    assert!(first[0] == first[2] && first[0] == second[2] && first[1] == second[0]);
+    assert!(first[0] != first[1] && first[0] != second[1]);
+    for keys in [&[][..], &[a, b], &[a, b, c, a]] {
+        let error = ask(keys).unwrap_err().to_string();
+        assert!(error.contains(&format!("{} keys for 3 images", keys.len())), "{error}");
+    }
+}
+
+/// Where there is nothing to prune, nothing is divided by nothing.
+#[test]
+fn zeros_stay_zeros_when_pruned() {
+    let graph = around(vec![conv("conv", [12, 9], 3, 1, 1), Op::Prune { samples: 2.0, index: 0 }], 9);
+    let mut weights = weights(&graph);
+    for name in ["conv.weight", "conv.bias"] {
+        weights.insert(name.into(), weights[name].zeros_like().unwrap());
+    }
+    Case::new(&graph, &weights, [8, 8], 2).check("zeros");
 }
 
 /// A plan that compiles while rayon's threads ask it other questions must not wait for itself.
@@ -502,15 +745,19 @@ fn queries_may_be_parallel_from_the_first() {
 
 #[test]
 fn not_a_number_shows() {
-    let graph = spec(r#"{"name": "resnet", "depth": 18, "classes": 7}"#);
-    let mut weights = weights(&graph);
-    let bias = weights.get_mut("layer2.0.bn1.bias").unwrap();
-    *bias = (bias.clone() * f64::NAN).unwrap();
-    for isa in Isa::available() {
-        let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
-        let x = random([1, 3, 64, 64]);
-        let logits = plan.logits(&x, &[]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert!(logits.iter().all(|v| v.is_nan()), "{isa:?}: {logits:?}");
+    let resnet = || spec(r#"{"name": "resnet", "depth": 18, "classes": 7}"#);
+    let acts = [Op::LeakyRelu { slope: 0.1 }, Op::KeepLargest { share: 0.1 }];
+    let others = acts.iter().map(|act| activated(resnet(), act)).chain([pruned(&resnet(), 2.0)]);
+    for graph in others.chain([resnet()]) {
+        let mut weights = weights(&graph);
+        let bias = weights.get_mut("layer2.0.bn1.bias").unwrap();
+        *bias = (bias.clone() * f64::NAN).unwrap();
+        for isa in Isa::available() {
+            let plan = Plan::with_isa(&graph, &weights, isa).unwrap();
+            let x = random([1, 3, 64, 64]);
+            let logits = plan.logits(&x, &[Key::root(0)]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(logits.iter().all(|v| v.is_nan()), "{isa:?}: {logits:?}");
+        }
     }
 }
 
@@ -526,6 +773,16 @@ fn bad_input_is_an_error() {
     let large = spec(r#"{"name": "resnet", "depth": 18}"#);
     let large = Plan::new(&large, &self::weights(&large)).unwrap();
     assert_eq!(large.logits(&zeros([1, 3, 1, 1]), &[]).unwrap().dims(), [1, 1000]);
+    for (op, word) in [
+        (Op::Standardise, "at the start"),
+        (Op::LeakyRelu { slope: 1.5 }, "slope"),
+        (Op::KeepLargest { share: 0.0 }, "share"),
+        (Op::Prune { samples: f64::NAN, index: 0 }, "NaN draws"),
+    ] {
+        let graph = around(vec![conv("conv", [12, 9], 3, 1, 1), op], 9);
+        let error = Plan::new(&graph, &self::weights(&graph)).err().unwrap().to_string();
+        assert!(error.contains(word), "{error}");
+    }
     weights.remove("bn1.running_var");
     assert!(Plan::new(&graph, &weights).err().unwrap().to_string().contains("bn1.running_var"));
 }

@@ -1,13 +1,51 @@
 //! The same graphs in f64, one image at a time, by the definitions.
 
 use candle_core::DType;
+use game::Key;
 use nets::{Conv, Graph, Id, Op, Weights};
 
 /// Channels, rows, columns.
 type Shape = [usize; 3];
 
-/// Which branch a unit of a piecewise linear layer takes: 1 or 0 for a ReLU, the place in the window for a max-pool.
+/// Which branch a unit of a piecewise smooth layer takes: 1 or 0 for a ReLU or where the largest values stay, the place in
+/// the window for a max-pool, [`pruned`] for pruning.
 pub(super) type Branch<'a> = &'a dyn Fn(Id, usize) -> usize;
+
+/// The branch of a value that pruning meets: whether it stays, and its sign, which the sum of magnitudes depends on.
+pub(super) fn pruned(stays: bool, value: f64) -> usize {
+    let sign = if value == 0.0 { 1 } else { 2 * usize::from(value > 0.0) };
+    2 * sign + usize::from(stays)
+}
+
+/// The smallest of the largest values that stay.
+pub(super) fn smallest_kept(x: &[f64], share: f64) -> f64 {
+    let mut sorted = x.to_vec();
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    sorted[((share * x.len() as f64).floor() as usize).max(1) - 1]
+}
+
+/// The mean of an image, what it is multiplied by to standardise it, and whether that depends on it.
+fn standard(x: &[f64]) -> (f64, f64, bool) {
+    let count = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / count;
+    let deviation = (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count).sqrt();
+    (mean, 1.0 / deviation.max(1.0 / count.sqrt()), deviation > 1.0 / count.sqrt())
+}
+
+/// What pruning multiplies magnitudes by.
+pub(super) fn rate(x: &[f64], samples: f64) -> f64 {
+    match x.iter().map(|r| r.abs()).sum::<f64>() {
+        0.0 => 0.0,
+        sum => samples * x.len() as f64 / sum,
+    }
+}
+
+/// The uniform numbers of a pruning.
+pub(super) fn uniforms(key: Key, index: u64, count: usize) -> Vec<f64> {
+    let mut uniform = vec![0.0; count];
+    key.at(index).fill_uniform(&mut uniform);
+    uniform.into_iter().map(f64::from).collect()
+}
 
 pub(super) struct Reference<'a> {
     graph: &'a Graph,
@@ -76,12 +114,13 @@ impl<'a> Reference<'a> {
                     out(from[1], c.padding.top + c.padding.bottom, c.kernel[0], c.stride),
                     out(from[2], c.padding.left + c.padding.right, c.kernel[1], c.stride),
                 ],
-                &Op::MaxPool { kernel, stride, padding } => {
+                &Op::MaxPool { kernel, stride, padding } | &Op::AveragePool { kernel, stride, padding } => {
                     [from[0], out(from[1], 2 * padding, kernel, stride), out(from[2], 2 * padding, kernel, stride)]
                 }
                 &Op::Subsample { stride, before, after } => {
                     [before + from[0] + after, from[1].div_ceil(stride), from[2].div_ceil(stride)]
                 }
+                Op::Concat => [node.inputs.iter().map(|&i| shapes[i][0]).sum(), from[1], from[2]],
                 Op::GlobalAveragePool => [from[0], 1, 1],
                 Op::Linear { outputs, .. } => [*outputs, 1, 1],
                 _ => from,
@@ -108,8 +147,13 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// The values of all nodes.
-    pub(super) fn forward(&self, image: &[f64]) -> Vec<Vec<f64>> {
+    /// Whether a unit's other branch gives another value at the kink, too.
+    pub(super) fn jumps(&self) -> bool {
+        self.graph.nodes.iter().any(|node| matches!(node.op, Op::KeepLargest { .. } | Op::Prune { .. }))
+    }
+
+    /// The values of all nodes; where values jump at a kink, at the given branches or else their own.
+    pub(super) fn forward(&self, image: &[f64], key: Key, branch: Option<Branch<'_>>) -> Vec<Vec<f64>> {
         let mut values: Vec<Vec<f64>> = Vec::new();
         for (id, node) in self.graph.nodes.iter().enumerate() {
             let to = self.shapes[id];
@@ -139,6 +183,14 @@ impl<'a> Reference<'a> {
                 }
                 Op::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(0.0)),
                 Op::Relu6 => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.clamp(0.0, 6.0)),
+                Op::LeakyRelu { slope } => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(slope * x)),
+                &Op::KeepLargest { share } => {
+                    let low = smallest_kept(x, share);
+                    for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
+                        let stays = branch.map_or(x >= low, |branch| branch(id, i) == 1);
+                        *y = if stays { x } else { 0.0 };
+                    }
+                }
                 Op::Add => y.iter_mut().zip(x).zip(&values[node.inputs[1]]).for_each(|((y, a), b)| *y = a + b),
                 &Op::MaxPool { kernel, stride, padding } => {
                     y.fill(f64::NEG_INFINITY);
@@ -146,6 +198,24 @@ impl<'a> Reference<'a> {
                 }
                 &Op::Subsample { stride, before, .. } => {
                     self.lattice(from, to, stride, before, |o, i| y[o] = x[i]);
+                }
+                Op::Standardise => {
+                    let (mean, scale, _) = standard(x);
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * scale);
+                }
+                Op::Concat => y = node.inputs.iter().flat_map(|&i| &values[i]).copied().collect(),
+                &Op::AveragePool { kernel, stride, padding } => {
+                    let share = 1.0 / (kernel * kernel) as f64;
+                    windows(from, to, [kernel, stride, padding], |o, i, _| y[o] += x[i] * share);
+                }
+                &Op::Prune { samples, index } => {
+                    let uniform = uniforms(key, index, x.len());
+                    let rate = rate(x, samples);
+                    for (i, (y, &r)) in y.iter_mut().zip(x).enumerate() {
+                        let q = -(-rate * r.abs()).exp_m1();
+                        let stays = branch.map_or(uniform[i] < q, |branch| branch(id, i) % 2 == 1);
+                        *y = if stays { r / (q + 1e-8) } else { 0.0 };
+                    }
                 }
                 Op::GlobalAveragePool => {
                     let plane = from[1] * from[2];
@@ -157,7 +227,6 @@ impl<'a> Reference<'a> {
                         *y = b[o] + w[o * inputs..][..*inputs].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
                     }
                 }
-                op => unreachable!("{op:?} is not in the reference"),
             }
             values.push(y);
         }
@@ -176,12 +245,21 @@ impl<'a> Reference<'a> {
     }
 
     /// The branches that the values themselves take.
-    pub(super) fn branches(&self, values: &[Vec<f64>]) -> Vec<Vec<usize>> {
+    pub(super) fn branches(&self, values: &[Vec<f64>], key: Key) -> Vec<Vec<usize>> {
         let branches = self.graph.nodes.iter().enumerate().map(|(id, node)| {
             let x = node.inputs.first().map(|&i| &values[i]);
             match (&node.op, x) {
-                (Op::Relu, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0)).collect(),
+                (Op::Relu | Op::LeakyRelu { .. }, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0)).collect(),
                 (Op::Relu6, Some(x)) => x.iter().map(|&x| usize::from(x > 0.0 && x < 6.0)).collect(),
+                (&Op::KeepLargest { share }, Some(x)) => {
+                    let low = smallest_kept(x, share);
+                    x.iter().map(|&x| usize::from(x >= low)).collect()
+                }
+                (&Op::Prune { samples, index }, Some(x)) => {
+                    let (uniform, rate) = (uniforms(key, index, x.len()), rate(x, samples));
+                    let stays = |(r, u): (&f64, f64)| u < -(-rate * r.abs()).exp_m1();
+                    x.iter().zip(uniform).map(|unit| pruned(stays(unit), *unit.0)).collect()
+                }
                 (&Op::MaxPool { kernel, stride, padding }, Some(x)) => {
                     let mut best = vec![(f64::NEG_INFINITY, 0); values[id].len()];
                     let from = self.shapes[node.inputs[0]];
@@ -211,8 +289,8 @@ impl<'a> Reference<'a> {
         loss
     }
 
-    /// The product of `upstream` with the Jacobian of the logits, given which branches the units take.
-    pub(super) fn backward(&self, upstream: &[f64], branch: Branch<'_>) -> Vec<f64> {
+    /// The product of `upstream` with the Jacobian of the logits at these values, given which branches the units take.
+    pub(super) fn backward(&self, values: &[Vec<f64>], upstream: &[f64], branch: Branch<'_>) -> Vec<f64> {
         let mut grads: Vec<Vec<f64>> = self.shapes.iter().map(|s| vec![0.0; s.iter().product()]).collect();
         grads.last_mut().unwrap().copy_from_slice(upstream);
         for (id, node) in self.graph.nodes.iter().enumerate().skip(1).rev() {
@@ -233,8 +311,50 @@ impl<'a> Reference<'a> {
                         g[o..o + n].iter().zip(dx).for_each(|(g, dx)| *dx += w[k] * g);
                     });
                 }
-                Op::Relu | Op::Relu6 => {
+                Op::Relu | Op::Relu6 | Op::KeepLargest { .. } => {
                     dx.iter_mut().zip(&g).enumerate().for_each(|(i, (dx, g))| *dx += g * branch(id, i) as f64);
+                }
+                Op::Prune { samples, .. } => {
+                    let x = &values[node.inputs[0]];
+                    let (sum, rate) = (x.iter().map(|r| r.abs()).sum::<f64>(), rate(x, *samples));
+                    // The derivative by the rate, which falls as the sum of magnitudes grows.
+                    let mut by_rate = 0.0;
+                    for (i, (dx, (g, r))) in dx.iter_mut().zip(g.iter().zip(x)).enumerate() {
+                        let (rest, q) = ((-rate * r.abs()).exp(), -(-rate * r.abs()).exp_m1() + 1e-8);
+                        if branch(id, i) % 2 == 1 {
+                            *dx += g / q - g * r * rate * r.signum() * rest / (q * q);
+                            by_rate -= g * r * r.abs() * rest / (q * q);
+                        }
+                    }
+                    let by_sum = if sum == 0.0 { 0.0 } else { -by_rate * rate / sum };
+                    let sign = |i: usize| (branch(id, i) / 2) as f64 - 1.0;
+                    dx.iter_mut().enumerate().for_each(|(i, dx)| *dx += by_sum * sign(i));
+                }
+                Op::Standardise => {
+                    let (mean, scale, varies) = standard(&values[node.inputs[0]]);
+                    let z = |x: f64| if varies { (x - mean) * scale } else { 0.0 };
+                    let x = &values[node.inputs[0]];
+                    let count = x.len() as f64;
+                    let by_mean = g.iter().sum::<f64>() / count;
+                    let by_deviation = g.iter().zip(x).map(|(g, &x)| g * z(x)).sum::<f64>() / count;
+                    let all = dx.iter_mut().zip(g.iter().zip(x));
+                    all.for_each(|(dx, (g, &x))| *dx += (g - by_mean - z(x) * by_deviation) * scale);
+                }
+                Op::Concat => {
+                    let mut rest = &g[..];
+                    for &input in &node.inputs {
+                        let (part, others) = rest.split_at(grads[input].len());
+                        grads[input].iter_mut().zip(part).for_each(|(dx, g)| *dx += g);
+                        rest = others;
+                    }
+                }
+                &Op::AveragePool { kernel, stride, padding } => {
+                    let share = 1.0 / (kernel * kernel) as f64;
+                    windows(from, to, [kernel, stride, padding], |o, i, _| dx[i] += g[o] * share);
+                }
+                Op::LeakyRelu { slope } => {
+                    let factor = |i: usize| if branch(id, i) == 1 { 1.0 } else { *slope };
+                    dx.iter_mut().zip(&g).enumerate().for_each(|(i, (dx, g))| *dx += g * factor(i));
                 }
                 Op::Add => {
                     for &input in &node.inputs {
@@ -259,7 +379,6 @@ impl<'a> Reference<'a> {
                         dx.iter_mut().zip(&w[o * inputs..]).for_each(|(dx, w)| *dx += w * g);
                     }
                 }
-                op => unreachable!("{op:?} is not in the reference"),
             }
         }
         grads.swap_remove(0)

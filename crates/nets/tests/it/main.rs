@@ -6,6 +6,7 @@ mod gradients;
 mod invariance;
 mod oracle;
 mod real;
+mod table2;
 mod training;
 mod weights;
 

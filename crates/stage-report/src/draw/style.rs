@@ -47,7 +47,7 @@ pub(crate) fn blues(share: f64) -> (Colour, bool) {
     let part = place - index as f64;
     let mix = |a: u8, b: u8| (f64::from(a) + part * (f64::from(b) - f64::from(a))).round() as u8;
     let (a, b) = (BLUES[index], BLUES[index + 1]);
-    (Colour(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2)), share > 0.55)
+    (Colour(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2)), share > 0.7)
 }
 
 /// How a line is drawn.
@@ -160,7 +160,7 @@ mod tests {
             above = ours;
             let text = if white { 1.0 } else { 0.0 };
             let contrast = (f64::max(text, ours) + 0.05) / (f64::min(text, ours) + 0.05);
-            assert!(contrast >= 3.9, "contrast {contrast} at {percent}%");
+            assert!(contrast >= 4.3, "contrast {contrast} at {percent}%");
         }
     }
 

@@ -40,7 +40,7 @@ impl Along {
 }
 
 pub(super) fn draw(request: &Request<'_>, kind: &Curves) -> Result<Sketch, Usage> {
-    let all: Vec<&Line> = request.snapshots(&[kind.quantity]).filter(|line| line.selection.is_none()).collect();
+    let all = request.snapshots(kind.quantity);
     let drawn = |line: &Line, along: Along| along.of(line).filter(|&x| !kind.log || x > 0.0);
     let spent: Vec<f64> = all.iter().flat_map(|line| kind.x.iter().filter_map(|x| drawn(line, *x))).collect();
     if spent.is_empty() {

@@ -1,5 +1,7 @@
 //! From the report's lines to the places of a figure.
 
+use std::collections::BTreeMap;
+
 use stage::Usage;
 
 use super::{Figure, MORE_AXES};
@@ -31,7 +33,7 @@ impl Labelled for Line {
         self.at.get(axis).map(String::as_str).or(match axis {
             "quantity" => Some(self.quantity.name()),
             "selection" => self.selection.map(Selection::name),
-            "protocol" => Some(&self.protocol),
+            "protocol" => Some(self.protocol.name()),
             _ => None,
         })
     }
@@ -39,7 +41,7 @@ impl Labelled for Line {
 
 impl Labelled for Cell {
     fn label(&self, axis: &str) -> Option<&str> {
-        self.at.get(axis).map(String::as_str).or((axis == "protocol").then_some(&self.protocol))
+        self.at.get(axis).map(String::as_str).or((axis == "protocol").then_some(self.protocol.name()))
     }
 }
 
@@ -120,19 +122,25 @@ impl<'a> Request<'a> {
     /// The printed rule's numbers of these quantities: of the points one by one or of the best, as the figure asks.
     pub(super) fn numbers(&self, quantities: &[Quantity]) -> Vec<&'a Line> {
         let one_by_one = self.one_by_one();
-        self.snapshots(quantities).filter(|line| line.last && line.selection.is_none() == one_by_one).collect()
+        self.lines(quantities).filter(|line| line.own && line.selection.is_none() == one_by_one).collect()
     }
 
     /// The numbers of the best over the report's `best_over`.
     pub(super) fn best(&self, quantity: Quantity) -> Vec<&'a Line> {
-        let keeps = |line: &&Line| line.last && line.selection.is_some();
-        self.snapshots(&[quantity]).filter(keeps).collect()
+        let keeps = |line: &&Line| line.own && line.selection.is_some();
+        self.lines(&[quantity]).filter(keeps).collect()
     }
 
-    /// The printed rule's numbers of these quantities at every snapshot.
-    pub(super) fn snapshots(&self, quantities: &[Quantity]) -> impl Iterator<Item = &'a Line> {
-        let rule = &self.params.layout.rule;
-        self.lines.iter().filter(|line| line.rule == *rule && quantities.contains(&line.quantity) && self.keeps(*line))
+    /// The numbers of a quantity at every snapshot, by the rule that is printed of their cell.
+    pub(super) fn snapshots(&self, quantity: Quantity) -> Vec<&'a Line> {
+        let rules: BTreeMap<_, _> = self.params.cells.iter().map(|cell| (&cell.at, &cell.reading.rule)).collect();
+        let printed = |line: &&Line| line.selection.is_none() && rules.get(&line.at) == Some(&&line.rule);
+        self.lines(&[quantity]).filter(printed).collect()
+    }
+
+    /// Everything about these quantities of the cells that the figure is about.
+    fn lines(&self, quantities: &[Quantity]) -> impl Iterator<Item = &'a Line> {
+        self.lines.iter().filter(|line| quantities.contains(&line.quantity) && self.keeps(*line))
     }
 
     /// The one of these that stands in a place; fails where there are several.

@@ -1,0 +1,119 @@
+//! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
+
+use std::sync::Once;
+
+use artifact::FinetuneRow;
+use candle_core::{DType, Device, Error};
+use game::Classifier;
+use nets::{Graph, Inside, Network, Weights, weights};
+use serde_json::Value;
+use stage::{Context, Epoch, Invalid, Table, Unfit, images::Images};
+
+/// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
+const PIXELS: usize = 400_000;
+
+/// A trained network, and the table it is from.
+pub struct Trained {
+    /// What runs it on the context's device.
+    pub network: Box<dyn Classifier>,
+    /// Whether its logits depend on keys.
+    pub is_stochastic: bool,
+    /// The finetune table.
+    pub table: Table<FinetuneRow>,
+}
+
+impl std::fmt::Debug for Trained {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { network, is_stochastic, table } = self;
+        let mut debug = f.debug_struct("Trained");
+        debug.field("classes", &network.classes()).field("is_stochastic", is_stochastic).field("table", table).finish()
+    }
+}
+
+impl Trained {
+    /// Rebuilds the network of one epoch of the finetune table among the inputs, with `inside` put into it.
+    ///
+    /// # Errors
+    /// [`Unfit`] if there is no such table or epoch, the table does not name its network, or the weights are not those
+    /// it describes; [`Invalid`] if they are no numbers.
+    pub fn open(epoch: Epoch, inside: Option<&Inside>, ctx: &Context) -> anyhow::Result<Self> {
+        let table = ctx.table::<FinetuneRow>()?;
+        let name = table.parts[0].path.display();
+        let model = table.provenance().facts.get("model").cloned().unwrap_or(Value::Null);
+        let foreign = |fault: String| Unfit(format!("{name}: does not name its network ({fault}); run finetune again"));
+        let spec: nets::Spec = serde_json::from_value(model).map_err(|fault| foreign(fault.to_string()))?;
+        let graph = spec.graph().map_err(|fault| foreign(fault.to_string()))?;
+        let path = epoch.weights(&table)?;
+        let mut weights =
+            weights::load(&path).and_then(|found| weights::prepare(&graph, found, &path)).map_err(fault)?;
+        for tensor in weights.values_mut() {
+            *tensor = tensor.to_dtype(DType::F32)?;
+        }
+        let graph = inside.map_or(graph.clone(), |inside| inside.apply(&graph));
+        Ok(Self { network: executor(&graph, &weights, &ctx.device)?, is_stochastic: graph.is_stochastic(), table })
+    }
+
+    /// Checks that labels are classes of the network; warns where their names differ from those of its training images.
+    ///
+    /// # Errors
+    /// [`Unfit`] if there are more labels than classes.
+    pub fn fits(&self, images: &Images) -> Result<(), Unfit> {
+        let (name, classes) = (self.table.parts[0].path.display(), self.network.classes());
+        if images.classes.len() > classes {
+            let text = format!("{name}: a network of {classes} classes cannot be asked about {}", images.classes.len());
+            return Err(Unfit(format!("{text}; name a sample of its classes")));
+        }
+        let names = self.table.provenance().facts.get("classes").cloned();
+        let trained: Option<Vec<String>> = names.and_then(|names| serde_json::from_value(names).ok());
+        if trained.is_some_and(|trained| trained != images.classes) {
+            tracing::warn!("{name}: trained on classes of other names than the sample's");
+        }
+        Ok(())
+    }
+}
+
+/// How many images of this size to evaluate together.
+#[must_use]
+pub fn batch(images: &Images) -> usize {
+    batch_of(images.height * images.width)
+}
+
+/// How many images of so many pixels to evaluate together.
+#[must_use]
+pub fn batch_of(pixels: usize) -> usize {
+    (PIXELS / pixels.max(1)).clamp(4, 128)
+}
+
+/// What runs frozen networks: the compiled plan on the CPU, autograd elsewhere and where the plan lacks an operation.
+///
+/// # Errors
+/// If a tensor is missing or does not fit, or cannot be moved to the device.
+pub fn executor(graph: &Graph, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
+    static SAID: Once = Once::new();
+    if matches!(device, Device::Cpu) {
+        match engine::Plan::new(graph, weights) {
+            Ok(plan) => return Ok(Box::new(plan)),
+            Err(fault) if is_lack(&fault) => {
+                SAID.call_once(|| tracing::info!("slower, on autograd: {}", first_line(&fault)));
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(Box::new(Network::new(graph, weights, device)?))
+}
+
+/// Whether the compiled executor lacks what the graph needs, as opposed to being given something wrong.
+fn is_lack(fault: &Error) -> bool {
+    first_line(fault).contains("not implemented")
+}
+
+/// An error without the backtrace that candle appends where backtraces are asked for.
+fn first_line(fault: &Error) -> String {
+    fault.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Gives an error about weights its exit code.
+fn fault(error: weights::Error) -> anyhow::Error {
+    let text = error.to_string();
+    if error.is_invalid_numbers() { Invalid(text).into() } else { Unfit(text).into() }
+}
