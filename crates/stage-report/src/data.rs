@@ -143,7 +143,7 @@ impl Store {
 
 impl Folder {
     /// The attack's ball; none for an attack that has none.
-    fn budget(&self) -> Option<Budget> {
+    pub(crate) fn budget(&self) -> Option<Budget> {
         let attack = self.parameters().get("attack")?;
         let eps: Fraction = serde_json::from_value(attack.get("eps")?.clone()).ok()?;
         let norm = attack.get("norm").cloned().and_then(|norm| serde_json::from_value(norm).ok()).unwrap_or_default();
@@ -170,7 +170,7 @@ impl Folder {
     }
 
     /// The draws each vote was asked to have.
-    fn draws(&self, name: &str) -> Result<u32, Unfit> {
+    pub(crate) fn draws(&self, name: &str) -> Result<u32, Unfit> {
         let draws = self.parameters().pointer("/votes/draws").and_then(Value::as_u64);
         draws
             .and_then(|draws| u32::try_from(draws).ok())
@@ -228,9 +228,9 @@ impl<'a> View<'a> {
 
 /// What a perturbation may measure.
 #[derive(Clone, Copy, Debug)]
-struct Budget {
-    norm: Norm,
-    eps: f64,
+pub(crate) struct Budget {
+    pub norm: Norm,
+    pub eps: f64,
 }
 
 impl Budget {

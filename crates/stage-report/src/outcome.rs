@@ -67,6 +67,7 @@ impl Outcome {
             Quantity::BenignAccuracy => Some(before.correct),
             Quantity::AttackSuccessRate => (!before.reached).then_some(after.reached),
             Quantity::AttackedError => Some(after.reached),
+            Quantity::AttackedAccuracy => Some(after.correct || after.flagged),
             Quantity::RobustAccuracy => Some(before.correct && (after.correct || after.flagged)),
             Quantity::SoftAttackSuccessRate | Quantity::InvarianceRate => None,
         }
@@ -226,6 +227,7 @@ mod tests {
         assert_eq!(counted(Quantity::BenignAccuracy, &images, After::Attack), (2, 4));
         assert_eq!(counted(Quantity::RobustAccuracy, &images, After::Attack), (1, 4));
         assert_eq!(counted(Quantity::AttackedError, &images, After::Attack), (3, 4));
+        assert_eq!(counted(Quantity::AttackedAccuracy, &images, After::Attack), (1, 4));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::Figure;
+
 /// Everything one report is made from; written by `plan` as `data/plan/<scale>/report--<pipeline>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +26,9 @@ pub struct Params {
     /// Two points of one axis to compare in every remaining cell; null for no comparison.
     #[serde(default)]
     pub compare: Option<Comparison>,
+    /// Figures beside the table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<Figure>,
     /// What the paper claims.
     #[serde(default)]
     pub paper: Vec<Claim>,
@@ -118,6 +123,9 @@ pub enum Quantity {
     /// Share of all images whose aggregated prediction satisfies the objective after the attack, those included that did
     /// so before it: an untargeted adversary is credited with the network's own errors, as robustml counts.
     AttackedError,
+    /// Share of all images whose aggregated prediction is their class after the attack, whatever it was before; an image
+    /// that a detector flags counts as right.
+    AttackedAccuracy,
     /// Mean share of single draws that satisfy the objective after the attack.
     SoftAttackSuccessRate,
     /// Share of all images whose aggregated prediction is their class before and after the attack.
@@ -133,6 +141,7 @@ impl Quantity {
         Self::BenignAccuracy,
         Self::AttackSuccessRate,
         Self::AttackedError,
+        Self::AttackedAccuracy,
         Self::SoftAttackSuccessRate,
         Self::RobustAccuracy,
         Self::InvarianceRate,
@@ -157,6 +166,7 @@ impl Quantity {
             Self::BenignAccuracy => "benign_accuracy",
             Self::AttackSuccessRate => "attack_success_rate",
             Self::AttackedError => "attacked_error",
+            Self::AttackedAccuracy => "attacked_accuracy",
             Self::SoftAttackSuccessRate => "soft_attack_success_rate",
             Self::RobustAccuracy => "robust_accuracy",
             Self::InvarianceRate => "invariance_rate",
