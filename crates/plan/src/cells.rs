@@ -358,6 +358,8 @@ impl Planner<'_> {
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
+        let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
+        let undefended = undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
@@ -375,9 +377,10 @@ impl Planner<'_> {
             step: base.step,
             none: folder(&none),
             noise: folder(&noise),
+            undefended: undefended.as_deref().map(folder),
             finetune: folder(&network.address),
         };
-        Ok((cell, vec![network.address, none, noise, attack]))
+        Ok((cell, [network.address, none, noise, attack].into_iter().chain(undefended).collect()))
     }
 
     /// A sample job from `{source = "name", every = ..., ...}`.
@@ -614,6 +617,23 @@ fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
     let (model, _): (nets::Spec, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
     model.graph().map_err(|reason| format!("{what}: {reason}"))?;
     Ok(model)
+}
+
+/// The network's own answer about every image, without a defense: the same for all cells with these images and weights.
+fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
+    stage_attack::Params {
+        epoch: attack.epoch,
+        inside: None,
+        defense: defenses::Identity {}.into(),
+        attack: attacks::None {}.into(),
+        goal: stage_attack::Goal::Untargeted {},
+        votes: stage_attack::Votes { draws: 1, ..stage_attack::Votes::default() },
+        detector: None,
+        keep_logits: false,
+        keep_delta: false,
+        limit: attack.limit,
+        seed: 0,
+    }
 }
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.

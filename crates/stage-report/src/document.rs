@@ -57,11 +57,12 @@ impl<'a> Document<'a> {
         numbers.chain(queries).chain(self.contrasts.iter().flat_map(|contrast| contrast.rows(self.params))).collect()
     }
 
-    /// The whole report; `inputs` are what it was made from.
-    pub(crate) fn markdown(&self, inputs: &[Input]) -> String {
+    /// The whole report; `figures` is their section, `inputs` are what it was made from.
+    pub(crate) fn markdown(&self, figures: &str, inputs: &[Input]) -> String {
         let params = self.params;
         let mut text =
             format!("# {}\n\n{}\n\n{}{}{}\n", params.title, params.analysis.trim(), TABLE[0], self.table(), TABLE[1]);
+        text += figures;
         let _ = write!(text, "## Beside it\n\n{BESIDE}\n{}\n", self.details().markdown());
         let _ = write!(text, "## Queries per image\n\n{QUERIED}\n{}\n", self.queries().markdown());
         for (title, items) in [("Warnings", self.warnings()), ("The paper's claims", self.claims())] {
@@ -470,13 +471,16 @@ fn p_value(p: f64) -> String {
     if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") }
 }
 
-const fn title(quantity: Quantity) -> &'static str {
+/// A quantity's name for readers.
+pub(crate) const fn title(quantity: Quantity) -> &'static str {
     match quantity {
         Quantity::BenignAccuracy => "Benign accuracy",
         Quantity::AttackSuccessRate => "Attack success rate",
         Quantity::AttackedError => "Attacked error (all images count)",
+        Quantity::AttackedAccuracy => "Accuracy after the attack (all images count)",
         Quantity::SoftAttackSuccessRate => "Attack success rate of single draws",
         Quantity::RobustAccuracy => "Robust accuracy (right before and after)",
+        Quantity::InvarianceRate => "Invariance rate (single draws answered as without the defense)",
     }
 }
 
