@@ -516,7 +516,10 @@ impl Planner<'_> {
         typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
         let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
-        cost.gradient_queries = cost.training_images * adversarial.map_or(0, |attack| attack.cost().backward);
+        if let Some(attack) = adversarial {
+            cost.forward_queries = cost.training_images * attack.cost().forward;
+            cost.gradient_queries = cost.training_images * attack.cost().backward;
+        }
         let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let address = self.jobs.add(Wanted {
             stage: Finetune::NAME,

@@ -105,7 +105,8 @@ pub struct Comparison {
     pub share: Option<f64>,
 }
 
-/// What the printed table shows.
+/// What the printed table shows. An image that a detector flags is neither right nor has the adversary what it wants; flagged
+/// after the attack, it is robust.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
