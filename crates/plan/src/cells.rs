@@ -17,7 +17,7 @@ use stage_sample::Sample;
 use stage_theory::Theory;
 
 use crate::{
-    Cost, Error, Jobs, Options, Result, Sources, Work,
+    Cost, Error, Jobs, Options, Result, Sources, Work, figures,
     file::{Kind, Pipeline, Table},
     jobs::Wanted,
     sources,
@@ -138,15 +138,20 @@ pub fn plan(
         layout: pipeline.layout.clone(),
         cells: Vec::new(),
         compare: pipeline.compare.clone(),
+        figures: pipeline.figures.clone(),
         paper: pipeline.paper.clone(),
         notes: pipeline.notes.clone(),
         theory: None,
     };
-    match pipeline.kind {
+    let work = match pipeline.kind {
         Kind::Theory => theory(pipeline, params, jobs).map(Ok),
         Kind::Attack => attacks(pipeline, params, sources, options, jobs),
         Kind::Collection => collection(pipeline, params, sources, options, jobs),
-    }
+    }?;
+    let cells = work.as_ref().map(|work| work.params.cells.as_slice()).unwrap_or_default();
+    let wrong = |reason| Error::File { path: pipeline.path.clone(), reason };
+    figures::check_cells(&pipeline.figures, cells).map_err(wrong)?;
+    Ok(work)
 }
 
 fn theory(pipeline: &Pipeline, mut params: stage_report::Params, jobs: &mut Jobs) -> Result<Work> {

@@ -33,6 +33,14 @@
 //! rule = { name = "majority", n = 1 }
 //! note = "What this protocol changes: printed under the table"
 //!
+//! [[report.figure]]           # a picture beside the table; kinds and their keys: stage_report::Figure
+//! name = "grid"               # written as <pipeline>-grid.svg, .png and .csv
+//! title = "Steps against draws"
+//! kind = "heat-map"           # or lines, scatter, histogram, curves, perturbations
+//! rows = ["attack"]
+//! columns = ["protocol"]
+//! only = { protocol = ["corrected"] }             # optional: labels to keep
+//!
 //! [report.compare]            # paired, over the same images, in every remaining cell
 //! axis = "attack"
 //! base = "with EOT"
@@ -67,7 +75,7 @@
 //! pipeline = "table2-guo"     # table2-guo.toml beside this file
 //! label = "Random crop (Guo et al. 2018)"
 //!
-//! [report]                    # rows, columns, best_over and compare alone: the rest is the parts'
+//! [report]                    # rows, columns, best_over, compare and figures alone: the rest is the parts'
 //! rows = ["defense"]
 //! columns = ["protocol", "attack"]
 //! ```
@@ -79,9 +87,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use stage_report::{Claim, Comparison, Layout, Protocol, QUERIES, Quantity, Reading, Rule};
+use stage_report::{Claim, Comparison, Figure, Layout, Protocol, QUERIES, Quantity, Reading, Rule};
 
-use crate::{Error, Result};
+use crate::{Error, Result, figures};
 
 /// A JSON object: what a TOML table becomes.
 pub type Table = Map<String, Value>;
@@ -184,6 +192,7 @@ struct ReportTable {
     invariance: bool,
     protocols: BTreeMap<Protocol, ProtocolTable>,
     compare: Option<Comparison>,
+    figure: Vec<Figure>,
 }
 
 /// What differs in the report for the cells of one protocol.
@@ -294,6 +303,8 @@ pub struct Pipeline {
     pub readings: Readings,
     /// Two points of one axis to compare.
     pub compare: Option<Comparison>,
+    /// Pictures beside the table.
+    pub figures: Vec<Figure>,
     /// The paper's numbers about points that this scale keeps.
     pub paper: Vec<Claim>,
     /// Sentences under the table.
@@ -408,6 +419,13 @@ impl File {
         if self.kind == Kind::Attack {
             check_claims(&self.paper, &all)?;
         }
+        if self.kind == Kind::Theory && !self.report.figure.is_empty() {
+            return Err(
+                "report: a pipeline of kind `theory` draws its own figure; leave out [[report.figure]]".to_owned()
+            );
+        }
+        figures::check(&self.report.figure, &all, &self.report.best_over)
+            .map_err(|reason| format!("report: {reason}"))?;
         if let Some(compare) = &self.report.compare {
             check_comparison(compare, &self.report, &all)?;
         }
@@ -419,8 +437,18 @@ impl File {
             })
             .collect();
         let kept = |claim: &Claim| claim.at.iter().all(|(axis, label)| has(&axes, axis, label));
-        let ReportTable { rows, columns, best_over, value, rule, more_rules, invariance, protocols, compare } =
-            self.report;
+        let ReportTable {
+            rows,
+            columns,
+            best_over,
+            value,
+            rule,
+            more_rules,
+            invariance,
+            protocols,
+            compare,
+            figure,
+        } = self.report;
         let common = Reading { value: value.unwrap_or_default(), rule: rule.unwrap_or_default(), more_rules };
         Ok(Pipeline {
             path: PathBuf::new(),
@@ -432,6 +460,7 @@ impl File {
             layout: Layout { rows, columns, best_over },
             readings: Readings { common, invariance, protocols },
             compare,
+            figures: figure,
             paper: self.paper.into_iter().filter(|claim| self.kind == Kind::Theory || kept(claim)).collect(),
             notes: match overlay.notes {
                 NotesOverlay::More(more) => [self.notes, more].concat(),

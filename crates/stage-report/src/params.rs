@@ -137,7 +137,7 @@ pub enum Quantity {
 
 impl Quantity {
     /// Every quantity, in the order of the data files.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::BenignAccuracy,
         Self::AttackSuccessRate,
         Self::AttackedError,
