@@ -6,7 +6,7 @@ use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
 use crate::fourier::{self, LANES, Lanes, Plan};
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::scratch::Scratch;
 
 /// Which coefficients a fraction `f` removes.
@@ -336,7 +336,8 @@ vectorised! {
 }
 
 impl Kernel for Fft {
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         self.filter(x, shape, key, out);
         clip(out);
     }
@@ -408,8 +409,8 @@ mod tests {
         let shape = Shape { channels: 40, height: 16, width: 16 };
         let mut x = vec![0.0f32; shape.len()];
         Key::root(1).fill_uniform(&mut x);
-        let (fft, key, mut out) = (Fft::default(), Key::root(2), vec![0.0; shape.len()]);
-        fft.forward(&x, shape, key, &mut out);
+        let (fft, key) = (Fft::default(), Key::root(2));
+        let out = kernel::output(&fft, &x, shape, key);
         let (mut black, mut whole) = (0, 0);
         for c in 0..shape.channels {
             let range = c * shape.area()..(c + 1) * shape.area();
