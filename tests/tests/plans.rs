@@ -372,6 +372,27 @@ fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
 }
 
 #[test]
+fn networks_are_asked_without_their_defense_where_invariance_is_wanted() {
+    let with = |line: &str| {
+        let plan = changed("smoke", Scale::Demo, &[("[report]\n", &format!("[report]\n{line}\n"))]).unwrap();
+        let cells = plan.report("smoke").unwrap().params.cells.clone();
+        (plan, cells)
+    };
+    let (plain, cells) = with("");
+    assert!(cells.iter().all(|cell| cell.undefended.is_none()));
+    for line in ["invariance = true", "value = \"invariance_rate\""] {
+        let (plan, cells) = with(line);
+        assert_eq!(plan.jobs.all().len(), plain.jobs.all().len() + 1, "one for all cells of a network");
+        let folder = cells[0].undefended.as_ref().unwrap();
+        assert!(cells.iter().all(|cell| cell.undefended.as_ref() == Some(folder)));
+        let job = plan.jobs.all().iter().find(|job| folder.ends_with(&job.address)).unwrap();
+        assert_eq!((&job.params["defense"]["name"], &job.params["attack"]["name"]), (&"none".into(), &"none".into()));
+        assert_eq!(job.params["votes"]["draws"], 1);
+        assert!(plan.report("smoke").unwrap().inputs.contains(&job.address));
+    }
+}
+
+#[test]
 fn adversarial_training_is_planned_checked_and_counted() {
     let with = |attack: &str| {
         let recipe = format!("[base.training]\nadversarial = {attack}");
