@@ -26,6 +26,9 @@ fn the_first_run_makes_every_table_and_the_second_nothing() {
     for extension in ["parquet", "md", "csv", "json", "tex"] {
         assert!(!project.bytes(format!("data/report/demo/smoke.{extension}")).is_empty(), "{extension}");
     }
+    for file in ["map.svg", "map.png", "map.csv", "classes.svg", "classes.png", "classes.csv"] {
+        assert!(!project.bytes(format!("data/report/demo/smoke-{file}")).is_empty(), "{file}");
+    }
     let (provenance, report) =
         artifact::read::<ReportRow>(&project.path().join("data/report/demo/smoke.parquet")).unwrap();
     assert_eq!(provenance.stage, "report");

@@ -38,8 +38,8 @@ pub struct Report;
 
 impl Stage for Report {
     const NAME: &'static str = "report";
-    const REVISION: u32 = 2;
-    const ABOUT: &'static str = "Tables from artifacts: Markdown, CSV, JSON and LaTeX beside the tidy Parquet";
+    const REVISION: u32 = 3;
+    const ABOUT: &'static str = "Tables and figures from artifacts: Markdown, CSV, JSON, LaTeX, SVG and PNG beside the tidy Parquet";
     type Params = Params;
     type Row = ReportRow;
 

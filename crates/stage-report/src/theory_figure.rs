@@ -54,7 +54,7 @@ fn densities(picture: &mut Picture, rows: &[&TheoryRow], (sigma, epsilon): (f64,
             .find(|row| row.method == "closed-form" && row.quantity == quantity && row.k == k);
         found.map(|row| 100.0 * row.value)
     };
-    let noisy = sigma.hypot(1.0);
+    let noisy = (sigma * sigma + 1.0).sqrt();
     let cases = [
         ("undefended", None, [-1.0, 1.0], 1.0),
         ("defended", Some(0.0), [0.0, 2.0], noisy),

@@ -1,5 +1,7 @@
 //! The whole stage on made-up tables.
 
+mod figures;
+
 use std::{collections::BTreeMap, env, fs, path::Path, sync::LazyLock};
 
 use artifact::{AttackRow, Provenance, ReportRow, Row, Shard, TheoryRow, Writer};
@@ -523,6 +525,7 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
     }
     assert_eq!(text.matches("The paper gives").count(), 1, "claims that agree are no findings");
     let figure = fs::read_to_string("theory/report/theory.svg").unwrap();
+    assert!(fs::read("theory/report/theory.png").unwrap().starts_with(b"\x89PNG"));
     for panel in ["84.1%, robustness 59.4%", "71.1%, robustness 70.4%", "76.0%, robustness 65.8%"] {
         assert!(figure.contains(panel), "no `{panel}` in the figure");
     }
