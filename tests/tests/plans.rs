@@ -301,6 +301,62 @@ fn a_collection_that_cannot_be_is_told_why() {
 }
 
 #[test]
+fn a_detector_is_fitted_once_to_the_cells_network_and_judges_all_its_attacks() {
+    let plan = changed("table2-roth", Scale::Demo, &[]).unwrap();
+    let of = |stage: &str| -> Vec<_> { plan.jobs.all().iter().filter(|job| job.stage == stage).collect() };
+    let [fit] = of("fit")[..] else { panic!("one network, one detector") };
+    assert_eq!(fit.params["detector"]["draws"], 256);
+    assert!(fit.params.get("false_positive_rate").is_none(), "how it is used does not change what it knows");
+    assert_eq!(fit.inputs[1], of("finetune")[0].address);
+    let attacks = of("attack");
+    assert!(attacks.len() > 4 && attacks.iter().any(|job| job.address.contains("odds--uniform-noise--")));
+    for attack in attacks {
+        assert_eq!(attack.inputs[1..], [fit.inputs[1].clone(), fit.address.clone()]);
+        assert_eq!(attack.params["detector"]["false_positive_rate"], 0.001);
+        assert!(attack.cost.votes.is_multiple_of(257), "the detector's evaluations are counted");
+    }
+    let cell = &plan.report("table2-roth").unwrap().params.cells[0];
+    assert_eq!(
+        (&cell.parameters["detector.draws"], &cell.parameters["detector.sigma"]),
+        (&256.into(), &"30/255".into())
+    );
+    let stricter = [("false_positive_rate = 0.001", "false_positive_rate = 0.01")];
+    let stricter = changed("table2-roth", Scale::Demo, &stricter).unwrap();
+    assert_eq!(stricter.jobs.all().iter().filter(|job| job.address == fit.address).count(), 1);
+
+    let told = |from: &str, to: &str| match changed("table2-roth", Scale::Demo, &[(from, to)]) {
+        Ok(_) => panic!("`{to}` was accepted"),
+        Err(error) => error.to_string(),
+    };
+    let expect = |from: &str, to: &str, words: &[&str]| {
+        let error = told(from, to);
+        assert!(words.iter().all(|word| error.contains(word)), "`{to}` should be told of {words:?}, not:\n{error}");
+    };
+    expect("draws = 256", "draw = 256", &["table2-roth.toml", "detector", "unknown field `draw`", "`draws`"]);
+    expect("draws = 256", "draws = 0", &["detector", "draws = 0"]);
+    expect("name = \"odds\"", "name = \"odd\"", &["detector", "unknown variant `odd`", "`odds`"]);
+    expect("false_positive_rate = 0.001", "false_positive_rate = 1.5", &["detector.false_positive_rate", "1.5"]);
+    expect("train\", limit = 1000", "trian\", limit = 1000", &["detector.sample.source", "`embedded-train`"]);
+    expect("defense = { name = \"none\"", "defense = { name = \"rotation\"", &["detector", "`rotation`"]);
+}
+
+#[test]
+fn randomness_inside_a_network_is_the_attacks_and_is_left_out_where_there_is_none() {
+    let plan = changed("table2-dhillon", Scale::Demo, &[]).unwrap();
+    for attack in plan.jobs.all().iter().filter(|job| job.stage == "attack") {
+        assert_eq!(attack.params["inside"]["name"], "activation-pruning");
+        assert!(attack.address.starts_with("attack/activation-pruning--"), "{}", attack.address);
+    }
+    let cell = &plan.report("table2-dhillon").unwrap().params.cells[0];
+    assert_eq!(cell.parameters["inside.samples"], 2.0);
+    let plain = changed("smoke", Scale::Demo, &[]).unwrap();
+    let attack = plain.jobs.all().iter().find(|job| job.stage == "attack").unwrap();
+    assert!(attack.params.get("inside").is_none() && attack.params.get("detector").is_none());
+    let error = changed("table2-dhillon", Scale::Demo, &[("samples = 2.0", "samples = 0")]).unwrap_err().to_string();
+    assert!(error.contains("inside") && error.contains("samples"), "{error}");
+}
+
+#[test]
 fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
     let tuning = "[base.finetuning]\nsample = { source = \"embedded-train\", limit = 64 }\nepochs = 1\nbatch = 32\n[base.training]";
     let plan =
@@ -312,6 +368,27 @@ fn fine_tuned_networks_start_from_the_trained_one_and_see_the_cells_defense() {
     for tuned in networks.iter().filter(|job| job.params["init"]["name"] == "finetuned") {
         assert!(tuned.inputs.contains(&base.address));
         assert_ne!(tuned.params["defense"]["name"], "none");
+    }
+}
+
+#[test]
+fn networks_are_asked_without_their_defense_where_invariance_is_wanted() {
+    let with = |line: &str| {
+        let plan = changed("smoke", Scale::Demo, &[("[report]\n", &format!("[report]\n{line}\n"))]).unwrap();
+        let cells = plan.report("smoke").unwrap().params.cells.clone();
+        (plan, cells)
+    };
+    let (plain, cells) = with("");
+    assert!(cells.iter().all(|cell| cell.undefended.is_none()));
+    for line in ["invariance = true", "value = \"invariance_rate\""] {
+        let (plan, cells) = with(line);
+        assert_eq!(plan.jobs.all().len(), plain.jobs.all().len() + 1, "one for all cells of a network");
+        let folder = cells[0].undefended.as_ref().unwrap();
+        assert!(cells.iter().all(|cell| cell.undefended.as_ref() == Some(folder)));
+        let job = plan.jobs.all().iter().find(|job| folder.ends_with(&job.address)).unwrap();
+        assert_eq!((&job.params["defense"]["name"], &job.params["attack"]["name"]), (&"none".into(), &"none".into()));
+        assert_eq!(job.params["votes"]["draws"], 1);
+        assert!(plan.report("smoke").unwrap().inputs.contains(&job.address));
     }
 }
 

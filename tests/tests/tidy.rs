@@ -173,6 +173,7 @@ fn schemas_are_documented_column_by_column() {
         (artifact::SampleRow::KIND, artifact::SampleRow::schema()),
         (artifact::FinetuneRow::KIND, artifact::FinetuneRow::schema()),
         (artifact::AttackRow::KIND, artifact::AttackRow::schema()),
+        (artifact::DetectorRow::KIND, artifact::DetectorRow::schema()),
         (artifact::TheoryRow::KIND, artifact::TheoryRow::schema()),
         (artifact::ReportRow::KIND, artifact::ReportRow::schema()),
         (artifact::BenchRow::KIND, artifact::BenchRow::schema()),

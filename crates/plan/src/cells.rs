@@ -363,6 +363,8 @@ impl Planner<'_> {
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
+        let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
+        let undefended = undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
@@ -380,9 +382,10 @@ impl Planner<'_> {
             step: base.step,
             none: folder(&none),
             noise: folder(&noise),
+            undefended: undefended.as_deref().map(folder),
             finetune: folder(&network.address),
         };
-        Ok((cell, vec![network.address, none, noise, attack]))
+        Ok((cell, [network.address, none, noise, attack].into_iter().chain(undefended).collect()))
     }
 
     /// A sample job from `{source = "name", every = ..., ...}`.
@@ -518,7 +521,10 @@ impl Planner<'_> {
         typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
         let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
-        cost.gradient_queries = cost.training_images * adversarial.map_or(0, |attack| attack.cost().backward);
+        if let Some(attack) = adversarial {
+            cost.forward_queries = cost.training_images * attack.cost().forward;
+            cost.gradient_queries = cost.training_images * attack.cost().backward;
+        }
         let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let address = self.jobs.add(Wanted {
             stage: Finetune::NAME,
@@ -562,7 +568,11 @@ impl Planner<'_> {
             inputs: vec![images.address, network.address.clone()],
             files: vec![],
             parts: 1,
-            cost: Cost { votes: count.map_or(0, evaluations), unknown: u64::from(count.is_none()), ..Cost::default() },
+            cost: Cost {
+                detector: count.map_or(0, evaluations),
+                unknown: u64::from(count.is_none()),
+                ..Cost::default()
+            },
         })?;
         Ok((address, typed.detector))
     }
@@ -612,6 +622,23 @@ fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
     let (model, _): (nets::Spec, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
     model.graph().map_err(|reason| format!("{what}: {reason}"))?;
     Ok(model)
+}
+
+/// The network's own answer about every image, without a defense: the same for all cells with these images and weights.
+fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
+    stage_attack::Params {
+        epoch: attack.epoch,
+        inside: None,
+        defense: defenses::Identity {}.into(),
+        attack: attacks::None {}.into(),
+        goal: stage_attack::Goal::Untargeted {},
+        votes: stage_attack::Votes { draws: 1, ..stage_attack::Votes::default() },
+        detector: None,
+        keep_logits: false,
+        keep_delta: false,
+        limit: attack.limit,
+        seed: 0,
+    }
 }
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.
@@ -669,10 +696,12 @@ fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&De
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
+    let votes = images * rounds * u64::from(params.votes.draws);
     Cost {
         forward_queries: images * attack.cost().forward,
         gradient_queries: images * attack.cost().backward,
-        votes: images * rounds * u64::from(params.votes.draws) * (1 + detector.map_or(0, |it| it.draws().into())),
+        votes,
+        detector: votes * detector.map_or(0, |detector| detector.draws().into()),
         ..Cost::default()
     }
 }

@@ -26,6 +26,7 @@
 //! value = "attack_success_rate"
 //! rule = { name = "majority" }
 //! more_rules = [{ name = "majority", n = 1 }]     # into the data files only, for every cell
+//! invariance = true           # asks each network without its defense too: `invariance_rate` goes into the data files
 //!
 //! [report.protocols.authors-code]                 # what differs for the cells of one protocol; every key is optional
 //! value = "attacked_error"
@@ -188,6 +189,7 @@ struct ReportTable {
     value: Option<Quantity>,
     rule: Option<Rule>,
     more_rules: Vec<Rule>,
+    invariance: bool,
     protocols: BTreeMap<Protocol, ProtocolTable>,
     compare: Option<Comparison>,
     figure: Vec<Figure>,
@@ -206,6 +208,7 @@ struct ProtocolTable {
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
     common: Reading,
+    invariance: bool,
     protocols: BTreeMap<Protocol, ProtocolTable>,
 }
 
@@ -219,6 +222,12 @@ impl Readings {
             rule: own.and_then(|own| own.rule.clone()).unwrap_or_else(|| self.common.rule.clone()),
             more_rules: self.common.more_rules.clone(),
         }
+    }
+
+    /// Whether a cell of this protocol is also asked about without its defense, to tell how invariant the network is.
+    #[must_use]
+    pub fn want_invariance(&self, protocol: Protocol) -> bool {
+        self.invariance || self.of(protocol).value == Quantity::InvarianceRate
     }
 
     /// What the protocol changes, as a note under the table.
@@ -428,7 +437,18 @@ impl File {
             })
             .collect();
         let kept = |claim: &Claim| claim.at.iter().all(|(axis, label)| has(&axes, axis, label));
-        let ReportTable { rows, columns, best_over, value, rule, more_rules, protocols, compare, figure } = self.report;
+        let ReportTable {
+            rows,
+            columns,
+            best_over,
+            value,
+            rule,
+            more_rules,
+            invariance,
+            protocols,
+            compare,
+            figure,
+        } = self.report;
         let common = Reading { value: value.unwrap_or_default(), rule: rule.unwrap_or_default(), more_rules };
         Ok(Pipeline {
             path: PathBuf::new(),
@@ -438,7 +458,7 @@ impl File {
             analysis: self.analysis.trim().to_owned(),
             base: merged(&self.base, &overlay.base),
             layout: Layout { rows, columns, best_over },
-            readings: Readings { common, protocols },
+            readings: Readings { common, invariance, protocols },
             compare,
             figures: figure,
             paper: self.paper.into_iter().filter(|claim| self.kind == Kind::Theory || kept(claim)).collect(),
@@ -462,9 +482,9 @@ impl File {
         }
         let report = &self.report;
         let reads = report.value.is_some() || report.rule.is_some() || !report.more_rules.is_empty();
-        if reads || !report.protocols.is_empty() {
+        if reads || report.invariance || !report.protocols.is_empty() {
             return Err("report: the parts of a collection say how their votes are read; leave out value, rule, \
-                        more_rules and protocols"
+                        more_rules, invariance and protocols"
                 .to_owned());
         }
         if !(self.base.is_empty() && self.axis.is_empty() && self.paper.is_empty() && self.theory.is_empty()) {
@@ -646,8 +666,8 @@ fn check_comparison(by: &Comparison, report: &ReportTable, axes: &[(String, Vec<
     if by.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
         return wrong("share: give a number above 0, at most 1".to_owned());
     }
-    if values.flatten().any(|value| value == Quantity::SoftAttackSuccessRate) {
-        return wrong("the soft attack success rate counts draws, and cannot be compared image by image".to_owned());
+    if let Some(value) = values.flatten().find(|value| value.counts_draws()) {
+        return wrong(format!("{} counts draws, and cannot be compared image by image", value.name()));
     }
     Ok(())
 }

@@ -150,15 +150,15 @@ pub fn list(plan: &Plan, name: &str, options: &Options) -> Result<String> {
 #[must_use]
 pub fn costs(plan: &Plan) -> String {
     let mut text = format!(
-        "{:<20} {:>6} {:>20} {:>20} {:>20} {:>20}\n",
-        "pipeline", "jobs", "forward queries", "gradient queries", "votes, at most", "training images"
+        "{:<20} {:>6} {:>18} {:>18} {:>18} {:>18} {:>18}\n",
+        "pipeline", "jobs", "forward queries", "gradient queries", "votes, at most", "by detectors", "training images"
     );
     let mut row = |name: &str, jobs: &[&Job]| {
         let mut cost = Cost::default();
         jobs.iter().for_each(|job| cost += job.cost);
         let note = if cost.unknown == 0 { String::new() } else { format!("  + {} jobs of unknown size", cost.unknown) };
-        let numbers = [cost.forward_queries, cost.gradient_queries, cost.votes, cost.training_images];
-        let numbers: String = numbers.iter().map(|&number| format!(" {:>20}", grouped(number))).collect();
+        let numbers = [cost.forward_queries, cost.gradient_queries, cost.votes, cost.detector, cost.training_images];
+        let numbers: String = numbers.iter().map(|&number| format!(" {:>18}", grouped(number))).collect();
         writeln!(text, "{name:<20} {:>6}{numbers}{note}", jobs.len()).expect("a string takes all");
     };
     for report in &plan.reports {

@@ -102,6 +102,8 @@ pub trait Simd: Copy + 'static {
     const LANES: usize;
     /// Pixels in the register tile of the matrix kernels.
     const PIXELS: usize;
+    /// Whether [`fma`](Self::fma) is rounded once, and `f64::mul_add` one instruction.
+    const FUSED: bool;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -125,9 +127,9 @@ pub trait Simd: Copy + 'static {
     unsafe fn store_not_below(to: *mut u8, v: Self::V, low: Self::V);
     /// `v` where the lane's stored bit is set, else `w`.
     unsafe fn if_set(bits: *const u8, v: Self::V, w: Self::V) -> Self::V;
-    /// Stores those of the first `lanes` lanes that are in `[low, high)` one after the other, and answers how many there
-    /// are. May write a whole vector.
-    unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize;
+    /// Stores those of the first `lanes` lanes that are in `[low, high)` one after the other, and answers how many they are
+    /// and how many are below `high`. May write a whole vector.
+    unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> [usize; 2];
     /// The same pointer, of which the compiler knows nothing: else it keeps dozens of derived pointers on the stack.
     #[inline(always)]
     fn opaque<T>(pointer: *mut T) -> *mut T {
@@ -152,6 +154,7 @@ impl Simd for Portable {
     type V = [f32; 8];
     const LANES: usize = 8;
     const PIXELS: usize = 4;
+    const FUSED: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -219,13 +222,14 @@ impl Simd for Portable {
         each(|i| if bits >> i & 1 == 1 { v[i] } else { w[i] })
     }
     #[inline(always)]
-    unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize {
-        let mut count = 0;
+    unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> [usize; 2] {
+        let (mut between, mut below) = (0, 0);
         for i in 0..8 {
-            unsafe { *to.add(count) = v[i] };
-            count += usize::from(i < lanes && v[i] >= low[i] && v[i] < high[i]);
+            unsafe { *to.add(between) = v[i] };
+            below += usize::from(i < lanes && v[i] < high[i]);
+            between += usize::from(i < lanes && v[i] >= low[i] && v[i] < high[i]);
         }
-        count
+        [between, below]
     }
 }
 
@@ -253,6 +257,7 @@ mod x86 {
         type V = __m512;
         const LANES: usize = 16;
         const PIXELS: usize = 8;
+        const FUSED: bool = true;
 
         #[inline(always)]
         fn opaque<T>(mut pointer: *mut T) -> *mut T {
@@ -322,13 +327,12 @@ mod x86 {
             unsafe { _mm512_mask_blend_ps(bits.cast::<u16>().read_unaligned(), w, v) }
         }
         #[inline(always)]
-        unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize {
+        unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> [usize; 2] {
             unsafe {
-                let first = u16::MAX >> (16 - lanes);
-                let above = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(first, v, low);
-                let between = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(above, v, high);
+                let below = _mm512_mask_cmp_ps_mask::<_CMP_LT_OQ>(u16::MAX >> (16 - lanes), v, high);
+                let between = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(below, v, low);
                 _mm512_storeu_ps(to, _mm512_maskz_compress_ps(between, v));
-                between.count_ones() as usize
+                [between, below].map(|lanes| lanes.count_ones() as usize)
             }
         }
     }
@@ -358,6 +362,7 @@ mod x86 {
         type V = __m256;
         const LANES: usize = 8;
         const PIXELS: usize = 4;
+        const FUSED: bool = true;
 
         #[inline(always)]
         fn opaque<T>(mut pointer: *mut T) -> *mut T {
@@ -430,13 +435,13 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> usize {
+        unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> [usize; 2] {
             unsafe {
-                let between = _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(v, low), _mm256_cmp_ps::<_CMP_LT_OQ>(v, high));
-                let between = _mm256_movemask_ps(between) as usize & ((1 << lanes) - 1);
+                let below = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(v, high)) as usize & ((1 << lanes) - 1);
+                let between = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(v, low)) as usize & below;
                 let order = _mm_loadl_epi64(FRONT[between].as_ptr().cast());
                 _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(v, _mm256_cvtepu8_epi32(order)));
-                between.count_ones() as usize
+                [between, below].map(|lanes| lanes.count_ones() as usize)
             }
         }
     }

@@ -80,7 +80,7 @@ impl Job<'_> {
 
     fn erosions(&self, images: &Images, progress: &Progress) -> anyhow::Result<Vec<Erosion>> {
         let key = Key::root(self.params.seed).phase(Phase::Fit);
-        let keys: Vec<Key> = images.ids.iter().map(|&id| key.at(u64::from(id))).collect();
+        let keys: Vec<Key> = images.ids.iter().map(|&id| key.image(u64::from(id))).collect();
         let (x, network) = (images.tensor()?, self.trained.network.as_ref());
         // The network's own randomness on the image itself comes after that of the noisy copies.
         let last: Vec<Key> = keys.iter().map(|key| key.at(self.odds.draws.into()).at(1)).collect();

@@ -110,7 +110,8 @@ pub struct Comparison {
     pub share: Option<f64>,
 }
 
-/// What the printed table shows.
+/// What the printed table shows. An image that a detector flags is neither right nor has the adversary what it wants; flagged
+/// after the attack, it is robust.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
@@ -129,18 +130,34 @@ pub enum Quantity {
     SoftAttackSuccessRate,
     /// Share of all images whose aggregated prediction is their class before and after the attack.
     RobustAccuracy,
+    /// Mean share, over all images, of single draws of the defense before the attack that the network answers as it
+    /// answers the image without the defense: the paper's Pr[F(t(x)) = F(x)]. Needs [`Cell::undefended`].
+    InvarianceRate,
 }
 
 impl Quantity {
     /// Every quantity, in the order of the data files.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::BenignAccuracy,
         Self::AttackSuccessRate,
         Self::AttackedError,
         Self::AttackedAccuracy,
         Self::SoftAttackSuccessRate,
         Self::RobustAccuracy,
+        Self::InvarianceRate,
     ];
+
+    /// Whether it counts single draws, rather than images.
+    #[must_use]
+    pub const fn counts_draws(self) -> bool {
+        matches!(self, Self::SoftAttackSuccessRate | Self::InvarianceRate)
+    }
+
+    /// Whether it is about what happens before any attack: it has no baselines and no queries.
+    #[must_use]
+    pub const fn is_before(self) -> bool {
+        matches!(self, Self::BenignAccuracy | Self::InvarianceRate)
+    }
 
     /// The name in the data files.
     #[must_use]
@@ -152,6 +169,7 @@ impl Quantity {
             Self::AttackedAccuracy => "attacked_accuracy",
             Self::SoftAttackSuccessRate => "soft_attack_success_rate",
             Self::RobustAccuracy => "robust_accuracy",
+            Self::InvarianceRate => "invariance_rate",
         }
     }
 }
@@ -223,6 +241,10 @@ pub struct Cell {
     pub none: String,
     /// Folder of the companion with uniform noise in the same ball: baseline noise.
     pub noise: String,
+    /// Folder of the same network's answers about the clean images without any defense; where it is given, the
+    /// invariance rate is reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undefended: Option<String>,
     /// Folder of the network's table.
     pub finetune: String,
 }

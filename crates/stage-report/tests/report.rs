@@ -536,3 +536,66 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
     fs::remove_file(&ctx.out).unwrap();
     assert!(error(&params, &ctx).contains("theory/theory/x: no part of this table"));
 }
+
+/// The network's own answers: class 1 for the images below 6, class 9 for the others.
+fn undefended(folder: &str, changes: &Value) -> Vec<Input> {
+    let mut parameters = parameters("none", false);
+    parameters["defense"] = json!({"name": "none"});
+    parameters["votes"]["draws"] = json!(1);
+    parameters.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let row = |id| AttackRow { votes: vec![if id < 6 { 1 } else { 9 }], ..votes(id, "before", 0, None, 0) };
+    write(folder, &parameters, &[(0..IMAGES).map(row).collect()])
+}
+
+#[test]
+fn invariance_is_the_share_of_draws_answered_as_without_the_defense() {
+    let measured = |name: &str, stop: &str| {
+        let (mut params, mut ctx) = made_up(name);
+        for cell in &mut params.cells {
+            cell.undefended = Some(format!("{name}/attack/undefended"));
+        }
+        ctx.inputs.extend(undefended(&format!("{name}/attack/undefended"), &json!({})));
+        for input in &mut ctx.inputs {
+            if input.provenance.parameters["defense"]["name"] != "none" {
+                input.provenance.parameters["votes"]["stop"] = json!(stop);
+            }
+        }
+        stage::run::<Report>(&params, &ctx).unwrap();
+        rows(&ctx)
+    };
+    let never = measured("invariant", "never");
+    let at = |rule: &str, votes: u32| json!({"goal": "targeted", "step_size": "1/255", "step": 50, "selection": null, "rule": rule, "votes": votes});
+    // Of 3 draws: 3 of 3 four times, 2 of 3 twice, and 1 and 2 of 3 where the network says 9.
+    assert_eq!(counts(&never, "invariance_rate", &at("majority", 3)), (19, 24));
+    assert_eq!(counts(&never, "invariance_rate", &at("majority", 1)), (6, 8));
+    let row = &find(&never, "invariance_rate", &at("majority", 3))[0];
+    assert!(row.baseline_zero.is_none() && row.forward_queries.is_none());
+    assert_eq!((row.low, row.high), {
+        let (low, high) = game::wilson_rate(19.0 / 24.0, 8.0);
+        (Some(low), Some(high))
+    });
+    // Votes that may stop have 2 draws for sure: further ones are there because of those before.
+    let early = measured("invariant-stopped", "majority");
+    assert_eq!(counts(&early, "invariance_rate", &at("majority", 3)), (13, 16));
+    let (params, ctx) = made_up("invariant-unasked");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    assert!(find(&rows(&ctx), "invariance_rate", &json!({})).is_empty(), "nothing to compare with");
+}
+
+#[test]
+fn what_is_no_undefended_network_is_refused() {
+    for (name, changes, word) in [
+        ("defended", json!({"defense": {"name": "rotation"}}), "without a defense"),
+        ("attacked", json!({"attack": {"name": "pgd"}}), "without a defense"),
+        ("inside", json!({"inside": {"name": "activation-pruning"}}), "without a defense"),
+        ("epoch", json!({"epoch": 3}), "other weights"),
+        ("network", json!({"network": "another"}), "other weights"),
+    ] {
+        let name = format!("un-{name}");
+        let (mut params, mut ctx) = made_up(&name);
+        params.cells[0].undefended = Some(format!("{name}/undefended"));
+        ctx.inputs.extend(undefended(&format!("{name}/undefended"), &changes));
+        let error = error(&params, &ctx);
+        assert!(error.contains(word) && error.contains("undefended"), "{error}");
+    }
+}

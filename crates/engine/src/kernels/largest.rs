@@ -10,8 +10,11 @@ use simd::{Kernel, Simd};
 /// Values of the sample, and the fewest of an image that are not gathered at once.
 const SAMPLE: usize = 512;
 const FEW: usize = 4 * SAMPLE;
+/// The most floats in a vector, and vectors counted together.
+const WIDEST: usize = 16;
+const TOGETHER: usize = 4;
 /// Floats beyond those gathered that may be written.
-const BEYOND: usize = 5 * 16;
+const BEYOND: usize = TOGETHER * WIDEST;
 
 /// Floats of scratch for an image of `volume` values.
 pub(crate) fn scratch(volume: usize) -> usize {
@@ -54,89 +57,105 @@ impl KeepLargest {
     /// A number that as many values reach as stay.
     #[inline(always)]
     unsafe fn smallest_kept<S: Simd>(&self, image: usize) -> f32 {
-        let (mut low, mut high) = match self.volume() {
-            ..FEW => (f32::NEG_INFINITY, f32::INFINITY),
+        let mut range = match self.volume() {
+            ..FEW => ALL,
             _ => unsafe { self.likely::<S>(image) },
         };
         loop {
-            let (above, between) = unsafe { self.gather::<S>(image, low, high) };
+            let (between, below) = unsafe { self.gather::<S>(image, range) };
+            let above = self.volume() - below;
             if above >= self.keep {
-                if high == f32::INFINITY {
-                    return high;
+                if range.high == ALL.high {
+                    return range.high;
                 }
-                (low, high) = (high, f32::INFINITY);
+                range = Range { low: range.high, ..ALL };
             } else if above + between < self.keep {
-                (low, high) = (f32::NEG_INFINITY, low);
+                range = Range { high: range.low, ..ALL };
             } else {
-                return unsafe { nth_largest::<S>(self.scratch, between, self.keep - above, low, high) };
+                return unsafe { nth_largest::<S>(self.scratch, between, self.keep - above, 0, range) };
             }
         }
     }
 
-    /// An interval in which the smallest value that stays is likely to be, from a sample.
+    /// Where the smallest value that stays is likely to be, from a sample.
     #[inline(always)]
-    unsafe fn likely<S: Simd>(&self, image: usize) -> (f32, f32) {
-        let (none, all) = (f32::NEG_INFINITY, f32::INFINITY);
+    unsafe fn likely<S: Simd>(&self, image: usize) -> Range {
         unsafe {
-            let count = self.sample::<S>(image);
+            let (count, range) = self.sample::<S>(image);
             let rank = (self.keep * count) as f64 / self.volume() as f64;
-            // Three standard errors, were the sample's values independent.
-            let margin = 3.0 * (rank * (1.0 - rank / count.max(1) as f64)).max(1.0).sqrt();
-            let (few, many) = ((rank - margin) as usize, (rank + margin) as usize + 1);
-            let high = if few == 0 { all } else { nth_largest::<S>(self.scratch, count, few, none, all) };
-            let low = if many >= count { none } else { nth_largest::<S>(self.scratch, count, many, none, all) };
-            (low, high)
+            // Three standard errors, were the sample's values independent, of which the search may give up one.
+            let error = (rank * (1.0 - rank / count.max(1) as f64)).max(1.0).sqrt();
+            let (few, many) = (rank - 3.0 * error, rank + 3.0 * error);
+            let slack = error as usize;
+            let high = match few < 1.0 {
+                true => ALL.high,
+                false => nth_largest::<S>(self.scratch, count, few as usize, slack, range),
+            };
+            let low = match many >= count as f64 {
+                true => ALL.low,
+                false => nth_largest::<S>(self.scratch, count, many as usize, slack, Range { high, ..range }),
+            };
+            Range { low, high }
         }
     }
 
-    /// Gathers some of an image's values in the scratch, and answers how many.
+    /// Gathers some of an image's values in the scratch, and answers how many and their range.
     #[inline(always)]
-    unsafe fn sample<S: Simd>(&self, image: usize) -> usize {
-        let across = self.channels_padded / S::LANES;
-        let vectors = self.rows * self.columns * across;
-        // An odd step visits all channels.
-        let step = (vectors * S::LANES / SAMPLE) | 1;
-        let mut count = 0;
-        for vector in (0..vectors).step_by(step) {
-            let (pixel, channel) = (vector / across, vector % across * S::LANES);
-            let lanes = S::LANES.min(self.channels - channel);
-            unsafe {
-                let (low, high) = (S::splat(f32::NEG_INFINITY), S::splat(f32::INFINITY));
-                let from = self.at.at.add(self.at.offset(image, pixel / self.columns, pixel % self.columns) + channel);
-                count += S::gather_between(self.scratch.add(count), S::load(from), low, high, lanes);
+    unsafe fn sample<S: Simd>(&self, image: usize) -> (usize, Range) {
+        let row = self.columns * self.channels_padded;
+        // An odd number of vectors visits all channels.
+        let step = ((self.rows * row / SAMPLE) | 1) * S::LANES;
+        let (mut count, mut i) = (0, 0);
+        unsafe {
+            let (low, high) = (S::splat(ALL.low), S::splat(ALL.high));
+            let (mut least, mut most) = (high, low);
+            for y in 0..self.rows {
+                let from = self.at.at.add(self.at.offset(image, y, 0));
+                while i < row {
+                    let padded = self.channels < self.channels_padded;
+                    let left = if padded { self.channels - i % self.channels_padded } else { S::LANES };
+                    let v = S::load(from.add(i));
+                    count += S::gather_between(self.scratch.add(count), v, low, high, left.min(S::LANES))[0];
+                    (least, most) = (S::if_greater(least, v, v, least), S::if_greater(v, most, v, most));
+                    i += step;
+                }
+                i -= row;
             }
+            let (mut lows, mut highs) = ([ALL.high; WIDEST], [ALL.low; WIDEST]);
+            S::store(lows.as_mut_ptr(), least);
+            S::store(highs.as_mut_ptr(), most);
+            let highest = highs.into_iter().fold(ALL.low, f32::max);
+            let above = if highest < ALL.high { float(ordinal(highest) + 1) } else { ALL.high };
+            (count, Range { low: lows.into_iter().fold(ALL.high, f32::min), high: above })
         }
-        count
     }
 
-    /// Gathers the values in `[low, high)` in the scratch, and answers how many are not below `high`, and how many are in
-    /// between.
+    /// Gathers the values in a range in the scratch, and answers how many they are and how many are below its end.
     #[inline(always)]
-    unsafe fn gather<S: Simd>(&self, image: usize, low: f32, high: f32) -> (usize, usize) {
+    unsafe fn gather<S: Simd>(&self, image: usize, range: Range) -> (usize, usize) {
         // Stretches of values without padding.
         let padded = self.channels < self.channels_padded;
         let (across, len) = if padded { (self.columns, self.channels) } else { (1, self.columns * self.channels) };
+        let (mut all, mut all_below) = (0, 0);
         unsafe {
-            let (lows, highs, none) = (S::splat(low), S::splat(high), S::splat(f32::NEG_INFINITY));
-            let (mut above, mut between) = (S::splat(0.0), 0);
+            let (low, high) = (S::splat(range.low), S::splat(range.high));
             for stretch in 0..self.rows * across {
                 let from = self.at.at.add(self.at.offset(image, stretch / across, stretch % across));
                 let mut i = 0;
                 while i + S::LANES <= len {
                     let v = S::load(from.add(i));
-                    above = count::<S>(above, v, highs);
-                    between += S::gather_between(self.scratch.add(between), v, lows, highs, S::LANES);
+                    let [between, below] = S::gather_between(self.scratch.add(all), v, low, high, S::LANES);
+                    (all, all_below) = (all + between, all_below + below);
                     i += S::LANES;
                 }
                 if i < len {
-                    let bits = (1u16 << (len - i)) - 1;
-                    let v = S::if_set((&raw const bits).cast(), S::load(from.add(i)), none);
-                    above = count::<S>(above, v, highs);
-                    between += S::gather_between(self.scratch.add(between), v, lows, highs, len - i);
+                    let v = S::load(from.add(i));
+                    let [between, below] = S::gather_between(self.scratch.add(all), v, low, high, len - i);
+                    (all, all_below) = (all + between, all_below + below);
                 }
             }
-            (sum::<S>(above), between)
         }
+        (all, all_below)
     }
 
     /// The values not below `low` stay.
@@ -159,18 +178,36 @@ impl KeepLargest {
     }
 }
 
-/// `counts`, plus one in each lane that is not below `low`.
-#[inline(always)]
-unsafe fn count<S: Simd>(counts: S::V, v: S::V, low: S::V) -> S::V {
-    unsafe { S::if_greater(low, v, counts, S::add(counts, S::splat(1.0))) }
+/// The numbers from `low` to below `high`.
+#[derive(Clone, Copy)]
+struct Range {
+    low: f32,
+    high: f32,
 }
 
-/// The sum of the lanes, which are whole numbers.
+/// All numbers but infinity.
+const ALL: Range = Range { low: f32::NEG_INFINITY, high: f32::INFINITY };
+
+/// How many of `len` floats are not below `level`; behind them is negative infinity.
 #[inline(always)]
-unsafe fn sum<S: Simd>(counts: S::V) -> usize {
-    let mut lanes = [0.0; 16];
-    unsafe { S::store(lanes.as_mut_ptr(), counts) };
-    lanes.iter().sum::<f32>() as usize
+unsafe fn count<S: Simd>(floats: *const f32, len: usize, level: f32) -> usize {
+    let mut lanes = [0.0; WIDEST];
+    unsafe {
+        let level = S::splat(level);
+        let mut counts = [S::splat(0.0); TOGETHER];
+        let mut i = 0;
+        while i < len {
+            for c in 0..TOGETHER {
+                let v = S::load(floats.add(i + c * S::LANES));
+                counts[c] = S::if_greater(level, v, counts[c], S::add(counts[c], S::splat(1.0)));
+            }
+            i += TOGETHER * S::LANES;
+        }
+        let sum = S::add(S::add(counts[0], counts[1]), S::add(counts[2], counts[3]));
+        S::store(lanes.as_mut_ptr(), sum);
+    }
+    // Whole numbers add up alike in any order.
+    lanes.iter().map(|&count| count as i32).sum::<i32>() as usize
 }
 
 /// Floats as integers of the same order.
@@ -184,34 +221,37 @@ fn float(ordinal: i32) -> f32 {
     f32::from_bits((ordinal ^ ordinal >> 31 & i32::MAX) as u32)
 }
 
-/// A number that `n` of `len` floats in `[low, high)` reach; or if there is none because of ties, the `n`-th largest.
-/// Overwrites what is behind the floats.
+/// A number that `n` of `len` floats reach, give or take `slack`; or if there is none because of ties, the `n`-th
+/// largest. It is in `range`, whose end fewer than `n` reach. Overwrites what is behind the floats.
 #[inline(always)]
-unsafe fn nth_largest<S: Simd>(floats: *mut f32, len: usize, n: usize, low: f32, high: f32) -> f32 {
-    unsafe {
-        let none = S::splat(f32::NEG_INFINITY);
-        (0..4).for_each(|i| S::store(floats.add(len + i * S::LANES), none));
-        // `low` is reached by `n` or more, `high` by fewer.
-        let (mut low, mut high) = (ordinal(low), ordinal(high));
-        while low.wrapping_add(1) < high {
-            let middle = i32::midpoint(low, high);
-            let level = S::splat(float(middle));
-            let mut counts = [S::splat(0.0); 4];
-            let mut i = 0;
-            while i < len {
-                for lane in 0..4 {
-                    counts[lane] = count::<S>(counts[lane], S::load(floats.add(i + lane * S::LANES)), level);
-                }
-                i += 4 * S::LANES;
-            }
-            let count = sum::<S>(S::add(S::add(counts[0], counts[1]), S::add(counts[2], counts[3])));
-            if count == n {
-                return float(middle);
-            }
-            if count > n { low = middle } else { high = middle }
-        }
-        float(low)
+unsafe fn nth_largest<S: Simd>(floats: *mut f32, len: usize, n: usize, slack: usize, range: Range) -> f32 {
+    for i in 0..TOGETHER {
+        unsafe { S::store(floats.add(len + i * S::LANES), S::splat(f32::NEG_INFINITY)) };
     }
+    // `low` is reached by `n` or more, `high` by fewer.
+    let Range { mut low, mut high } = range;
+    let (mut at_low, mut at_high) = (len, 0);
+    for turn in 0.. {
+        if ordinal(low).wrapping_add(1) >= ordinal(high) {
+            break;
+        }
+        // Where the floats are spread evenly, it is at this share of the range; where not, other ways to halve it help, the
+        // last of which ends after as many turns as floats have bits.
+        let share = (at_low - n) as f32 / (at_low - at_high) as f32;
+        let guess = match turn % 4 {
+            0 | 2 => low + (high - low) * share,
+            1 => 0.5 * low + 0.5 * high,
+            _ => high,
+        };
+        let middle = float(i32::midpoint(ordinal(low), ordinal(high)));
+        let level = if low < guess && guess < high { guess } else { middle };
+        let count = unsafe { count::<S>(floats, len, level) };
+        if count.abs_diff(n) <= slack {
+            return level;
+        }
+        if count > n { (low, at_low) = (level, count) } else { (high, at_high) = (level, count) }
+    }
+    low
 }
 
 #[cfg(test)]

@@ -69,23 +69,29 @@ fn rate(samples: f64, volume: usize, sum: f64) -> f64 {
     if sum == 0.0 { 0.0 } else { samples * volume as f64 / sum }
 }
 
+/// `a * b + c`, rounded once where that is one instruction.
+#[inline(always)]
+fn fma<S: Simd>(a: f64, b: f64, c: f64) -> f64 {
+    if S::FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// `exp(x)` for `x <= 0`, to an error of two units in the last place; below -700 it is `exp(-700)`.
 #[inline(always)]
-fn exp(x: f64) -> f64 {
+fn exp<S: Simd>(x: f64) -> f64 {
     // 1.5 2^52: what is added to it is rounded to a whole number in its lowest bits.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     // The natural logarithm of 2 in two parts, the first of so few bits that its multiples are exact.
     const LN_2: [f64; 2] = [0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10];
     let x = if x < -700.0 { -700.0 } else { x };
-    let rounded = x * std::f64::consts::LOG2_E + ROUND;
+    let rounded = fma::<S>(x, std::f64::consts::LOG2_E, ROUND);
     let whole = rounded - ROUND;
-    let rest = x - whole * LN_2[0] - whole * LN_2[1];
+    let rest = fma::<S>(-whole, LN_2[1], fma::<S>(-whole, LN_2[0], x));
     // Taylor's series: within half of ln 2 the next term is 4e-18.
     let mut sum = 1.0 / 6_227_020_800.0;
     for factorial in
         [479_001_600.0, 39_916_800.0, 3_628_800.0, 362_880.0, 40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0]
     {
-        sum = sum * rest + 1.0 / factorial;
+        sum = fma::<S>(sum, rest, 1.0 / factorial);
     }
     let power = f64::from_bits((rounded.to_bits() << 52).wrapping_add(1.0f64.to_bits()));
     sum * power
@@ -136,6 +142,7 @@ impl Prune<'_> {
             // A vector's channels are a multiple of four, as are the numbers of a block.
             key.fill_uniform_from((channel * pixels / 4) as u64, uniform);
             let mut turned = [[0.0; WIDEST]; WIDEST];
+            let (mut y, mut x) = (0, 0);
             for first in (0..pixels).step_by(WIDEST) {
                 let count = WIDEST.min(pixels - first);
                 for lane in 0..lanes {
@@ -144,9 +151,12 @@ impl Prune<'_> {
                         turned[p][lane] = *from.add(p);
                     }
                 }
-                for p in 0..count {
-                    let (y, x) = ((first + p) / self.columns, (first + p) % self.columns);
-                    self.pixel::<S>([image, y, x], channel, rate, &turned[p]);
+                for uniform in &turned[..count] {
+                    self.pixel::<S>([image, y, x], channel, rate, uniform);
+                    x += 1;
+                    if x == self.columns {
+                        (x, y) = (0, y + 1);
+                    }
                 }
             }
         }
@@ -159,7 +169,7 @@ impl Prune<'_> {
             let (mut r, mut stays) = ([0.0; WIDEST], [0.0; WIDEST]);
             S::store(r.as_mut_ptr(), v);
             for i in 0..S::LANES {
-                let q = 1.0 - exp(-rate * f64::from(r[i].abs()));
+                let q = 1.0 - exp::<S>(-rate * f64::from(r[i].abs()));
                 // Not a number stays, and shows.
                 let drop = f64::from(uniform[i]) >= q;
                 stays[i] = if drop { 0.0 } else { 1.0 };
@@ -185,7 +195,7 @@ impl Kernel for Unprune {
             unsafe {
                 let sum = self.record.sum.at.add(image * self.record.sum.image).cast::<f64>().read_unaligned();
                 let rate = rate(self.samples, volume, sum);
-                let through_sum = self.direct(image, rate);
+                let through_sum = self.direct::<S>(image, rate);
                 let through_sum = if sum == 0.0 { 0.0 } else { through_sum * rate / sum };
                 self.sum_up::<S>(image, through_sum as f32);
             }
@@ -201,9 +211,9 @@ impl Unprune {
     /// Leaves each value's derivative at a constant sum in the scratch, and answers with the sum over values of upstream
     /// times `r |r| exp(-rate |r|) / (q + floor)^2`.
     #[inline(always)]
-    unsafe fn direct(&self, image: usize, rate: f64) -> f64 {
+    unsafe fn direct<S: Simd>(&self, image: usize, rate: f64) -> f64 {
         let mut sums = [0.0; PARTS];
-        let mut to = self.scratch;
+        let mut to = self.scratch.cast::<[f32; PARTS]>();
         for y in 0..self.rows {
             for x in 0..self.columns {
                 unsafe {
@@ -211,19 +221,22 @@ impl Unprune {
                     let values = self.value(image, y, x);
                     let mask = self.record.mask.at.add(self.record.mask.offset(image, y, x));
                     for channel in (0..self.channels_padded).step_by(PARTS) {
+                        let r = values.add(channel).cast::<[f32; PARTS]>().read_unaligned();
+                        let upstream = upstream.add(channel).cast::<[f32; PARTS]>().read_unaligned();
                         let stays = *mask.add(channel / 8);
+                        let mut own = [0.0; PARTS];
                         for i in 0..PARTS {
-                            let r = values.add(channel + i).read_unaligned();
-                            let scaled = rate * f64::from(r.abs());
-                            let dropped = exp(-scaled);
+                            let scaled = rate * f64::from(r[i].abs());
+                            let dropped = exp::<S>(-scaled);
                             let q = 1.0 - dropped + FLOOR;
                             let inverse = if stays >> i & 1 == 1 { 1.0 / q as f32 } else { 0.0 };
                             let square = inverse * inverse;
-                            *to.add(i) = (q - scaled * dropped) as f32 * square;
-                            let upstream = f64::from(*upstream.add(channel + i) * square);
-                            sums[i] += upstream * f64::from(r * r.abs()) * dropped;
+                            own[i] = (q - scaled * dropped) as f32 * square;
+                            let by_rate = f64::from(upstream[i] * square) * f64::from(r[i] * r[i].abs());
+                            sums[i] += by_rate * dropped;
                         }
-                        to = to.add(PARTS);
+                        to.write_unaligned(own);
+                        to = to.add(1);
                     }
                 }
             }
@@ -257,15 +270,34 @@ impl Unprune {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use simd::Isa;
+
+    /// The exponentials of numbers.
+    struct Exponentials<'a>(&'a [f64], *mut f64);
+
+    impl Kernel for Exponentials<'_> {
+        #[inline(always)]
+        unsafe fn run<S: Simd>(&self) {
+            for (i, &x) in self.0.iter().enumerate() {
+                unsafe { *self.1.add(i) = exp::<S>(x) };
+            }
+        }
+    }
 
     #[test]
     fn the_exponential_is_that_of_the_standard_library() {
-        for i in 0..200_000 {
-            let x = -700.0 * (f64::from(i) / 200_000.0).powi(3);
-            let (ours, theirs) = (exp(x), x.exp());
-            assert!((ours - theirs).abs() <= 4.5e-16 * theirs, "exp({x}) is {theirs}, not {ours}");
+        let mut numbers: Vec<_> = (0..200_000).map(|i| -700.0 * (f64::from(i) / 200_000.0).powi(3)).collect();
+        numbers.extend([0.0, f64::NEG_INFINITY, f64::NAN]);
+        for isa in Isa::available() {
+            let mut ours = vec![0.0; numbers.len()];
+            // SAFETY: there is room for all.
+            unsafe { isa.run(&Exponentials(&numbers, ours.as_mut_ptr())) };
+            for (&x, &ours) in numbers.iter().zip(&ours).take(200_000) {
+                let theirs = x.exp();
+                assert!((ours - theirs).abs() <= 4.5e-16 * theirs, "{isa:?}: exp({x}) is {theirs}, not {ours}");
+            }
+            let [zero, infinity, nan] = ours[200_000..] else { unreachable!() };
+            assert!(zero == 1.0 && infinity < 1e-300 && nan.is_nan(), "{isa:?}: {zero}, {infinity}, {nan}");
         }
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f64::NEG_INFINITY) < 1e-300 && exp(f64::NAN).is_nan());
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn standardise(values: &mut [f32]) -> f64 {
     let deviation = (sum(values.len(), |i| square(f64::from(values[i]) - mean)) / count).sqrt();
     let least = count.sqrt().recip();
     // Not a number is no deviation, and shows.
-    let inverse = if deviation <= least { -1.0 / least } else { 1.0 / deviation };
+    let inverse = if deviation < least { -1.0 / least } else { 1.0 / deviation };
     values.iter_mut().for_each(|x| *x = ((f64::from(*x) - mean) * inverse.abs()) as f32);
     inverse
 }

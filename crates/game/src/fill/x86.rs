@@ -339,20 +339,19 @@ const MOST: usize = 4 * 8 * 4;
 
 #[inline(always)]
 unsafe fn fill<V: Vector, D: Draw, const K: usize>(key: Key, first: u64, out: &mut [f32]) {
-    let group = 4 * V::BLOCKS * K;
     let philox = unsafe { Philox::<V>::new(key, (first >> 32) as u32) };
-    for (i, out) in out.chunks_mut(group).enumerate() {
-        let first = first.wrapping_add((i * V::BLOCKS * K) as u64);
-        let [a, b] = unsafe { D::pairs::<V, K>(philox.blocks::<K>(first)) };
+    let (mut first, mut groups) = (first, out.chunks_exact_mut(4 * V::BLOCKS * K));
+    for out in &mut groups {
+        // SAFETY: there is room for a group.
+        unsafe { philox.draw::<D, K>(first, out.as_mut_ptr()) };
+        first = first.wrapping_add((V::BLOCKS * K) as u64);
+    }
+    let rest = groups.into_remainder();
+    if !rest.is_empty() {
         let mut part = [0.0; MOST];
-        let to = if out.len() == group { out.as_mut_ptr() } else { part.as_mut_ptr() };
-        for k in 0..K {
-            // SAFETY: a group has room for K times two vectors.
-            unsafe { V::store(a[k], b[k], to.add(4 * V::BLOCKS * k)) };
-        }
-        if out.len() < group {
-            out.copy_from_slice(&part[..out.len()]);
-        }
+        // SAFETY: there is room for a group.
+        unsafe { philox.draw::<D, K>(first, part.as_mut_ptr()) };
+        rest.copy_from_slice(&part[..rest.len()]);
     }
 }
 
@@ -388,6 +387,17 @@ impl<V: Vector> Philox<V> {
             keys,
             mixed: [splat(mixed[0]), splat(mixed[1]), splat(mixed[2])],
             last: splat(second as u32),
+        }
+    }
+
+    /// Stores a group: the numbers of `K` vectors of blocks from `first` on.
+    #[inline(always)]
+    unsafe fn draw<D: Draw, const K: usize>(&self, first: u64, to: *mut f32) {
+        unsafe {
+            let [a, b] = D::pairs::<V, K>(self.blocks::<K>(first));
+            for k in 0..K {
+                V::store(a[k], b[k], to.add(4 * V::BLOCKS * k));
+            }
         }
     }
 
