@@ -210,7 +210,7 @@ fn what_the_report_cannot_show_is_refused() {
 fn a_scale_adds_notes_or_says_others() {
     let notes = |scale, overlay: &str| {
         let report = format!("[scale.demo]\n{overlay}\n[report]\n");
-        let changes = [("title = ", "notes = [\"always\"]\ntitle = "), ("[report]\n", report.as_str())];
+        let changes = [("title = \"Smoke", "notes = [\"always\"]\ntitle = \"Smoke"), ("[report]\n", report.as_str())];
         changed("smoke", scale, &changes).unwrap().report("smoke").unwrap().params.notes.clone()
     };
     assert_eq!(notes(Scale::Demo, "notes = [\"small\"]"), ["always", "small"]);
@@ -228,9 +228,9 @@ fn collected(changes: &[(&str, &str)]) -> plan::Result<Plan> {
         fs::write(&path, text).unwrap();
         path
     };
-    let note = |note: &str| format!("notes = [\"{note}\", \"the same\"]\ntitle = ");
-    let one = write("one", smoke.replace("[report]\n", claim).replace("title = ", &note("first")));
-    let other = smoke.replace("degrees = 45", "degrees = 30").replace("title = ", &note("second"));
+    let note = |note: &str| format!("notes = [\"{note}\", \"the same\"]\ntitle = \"Smoke");
+    let one = write("one", smoke.replace("[report]\n", claim).replace("title = \"Smoke", &note("first")));
+    let other = smoke.replace("degrees = 45", "degrees = 30").replace("title = \"Smoke", &note("second"));
     let other = write("other", other);
     let mut text = r#"
         kind = "collection"
