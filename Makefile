@@ -3,7 +3,7 @@
 SCALE      ?= demo#             demo, cifar10 or paper: how large
 DATA_ROOT  ?=#                  folder of local images and weights (pipelines/sources/*.toml say which)
 SHARDS     ?= 1#                parts per attack
-RUN        ?=#                  put before finetune and attack: RUN="srun --gres=gpu:1" with -j
+RUN        ?=#                  put before finetune, fit and attack: RUN="srun --gres=gpu:1" with -j
 DEVICE     ?= auto#             auto, cpu or cuda
 PYTHON     ?= python3#          a Python with torch and torchvision, for bench-torch
 QUICK      ?=#                  1: bench with fewer repeats, in minutes

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, ExitStatus, Output},
     sync::OnceLock,
 };
 
@@ -39,6 +39,18 @@ pub fn binaries() -> &'static Path {
         assert!(cargo.status().expect("cargo runs").success(), "the binaries do not build");
         folder
     })
+}
+
+/// The folder of real data, `DATA_ROOT` or `shared/data` beside the repository; none, and a message, where it is absent.
+#[must_use]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub fn data_root() -> Option<PathBuf> {
+    let folder = std::env::var_os("DATA_ROOT").map_or_else(|| root().join("../shared/data"), PathBuf::from);
+    if !folder.join("images").is_dir() {
+        eprintln!("skipped: no {} (set DATA_ROOT)", folder.join("images").display());
+        return None;
+    }
+    folder.canonicalize().ok()
 }
 
 /// A copy of what a user runs, in a folder of its own.
@@ -94,6 +106,16 @@ impl Project {
         }
         make.current_dir(self.path()).args(arguments).arg("BUILD=").arg(format!("BIN={}", binaries().display()));
         make
+    }
+
+    /// Runs one stage's binary; how it ended.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn stage(&self, name: &str, arguments: &[&str]) -> ExitStatus {
+        let binary = binaries().join(name);
+        Command::new(binary).current_dir(self.path()).args(arguments).status().expect("the binary is there")
     }
 
     /// What `make` prints on standard output when it succeeds.

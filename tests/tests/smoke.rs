@@ -26,6 +26,9 @@ fn the_first_run_makes_every_table_and_the_second_nothing() {
     for extension in ["parquet", "md", "csv", "json", "tex"] {
         assert!(!project.bytes(format!("data/report/demo/smoke.{extension}")).is_empty(), "{extension}");
     }
+    for file in ["map.svg", "map.png", "map.csv", "classes.svg", "classes.png", "classes.csv"] {
+        assert!(!project.bytes(format!("data/report/demo/smoke-{file}")).is_empty(), "{file}");
+    }
     let (provenance, report) =
         artifact::read::<ReportRow>(&project.path().join("data/report/demo/smoke.parquet")).unwrap();
     assert_eq!(provenance.stage, "report");
@@ -118,6 +121,36 @@ fn a_killed_run_leaves_whole_files_and_the_next_one_finishes() {
     for (part, bytes) in parts.iter().zip(&bytes) {
         assert!(project.bytes(part) == *bytes, "{} differs after a kill", part.display());
     }
+}
+
+#[test]
+fn a_detector_watches_networks_with_and_without_randomness_inside() {
+    let project = Project::finished();
+    let smoke = String::from_utf8(project.bytes("pipelines/smoke.toml")).unwrap();
+    let (start, end) = (smoke.find("points = [\n").unwrap(), smoke.find("[[axis]]\nname = \"steps\"").unwrap());
+    let points =
+        "points = [{ label = \"plain\" }, { label = \"pruned\", inside = { name = \"activation-pruning\" } }]\n\n";
+    let detector = "[base.detector]\nname = \"odds\"\ndraws = 4\nfalse_positive_rate = 0.3\n\
+                    sample = { source = \"embedded-train\", limit = 40 }\n\n";
+    let text = format!("{}{points}{}", &smoke[..start], &smoke[end..]);
+    project.write("pipelines/watched.toml", text.replace("[base.training]", &format!("{detector}[base.training]")));
+    let missing = project.missing(&["watched"]);
+    assert_eq!(missing.len(), 10, "one sample, two fits, six attacks, one report: {missing:?}");
+    project.make(&["watched"]);
+    assert!(project.output(&["watched"]).contains("Nothing to be done"));
+    assert_eq!(project.parts("fit").len(), 2);
+    let (mut flagged, mut all) = (0, 0);
+    for part in project.parts("attack").iter().filter(|part| part.to_string_lossy().contains("odds--")) {
+        for row in artifact::read::<AttackRow>(&project.path().join(part)).unwrap().1 {
+            let flags = row.flags.unwrap();
+            assert_eq!((row.votes.len(), flags.len()), (8, 8));
+            flagged += flags.iter().filter(|&&flag| flag).count();
+            all += flags.len();
+        }
+    }
+    assert!(flagged > 0 && flagged < all, "{flagged} of {all}");
+    assert!(!project.output(&["gc"]).contains("fit"), "a planned detector is no garbage");
+    project.make(&["verify"]);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use game::{Defense, Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
-use crate::dct::{self, Block};
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::dct::{self, LANES, Tile};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 
 /// Rounds the coefficients of every 8 x 8 block's cosine transform to multiples of a table, on the scale of `[0, 255]`.
 ///
@@ -40,88 +40,46 @@ impl Entry for BlockDct {
     }
 }
 
-/// Loads the block at rows `8 * i..`, columns `8 * j..`, repeating the plane's last row and column.
-#[inline(always)]
-pub fn load<T: Copy + Default>(x: &[T], height: usize, width: usize, i: usize, j: usize) -> Block<T> {
-    if 8 * i + 8 > height || 8 * j + 8 > width {
-        return load_edge(x, height, width, i, j);
-    }
-    let mut block = [[T::default(); 8]; 8];
-    let x = &x[8 * i * width + 8 * j..][..7 * width + 8];
-    for (k, row) in block.iter_mut().enumerate() {
-        row.copy_from_slice(&x[k * width..k * width + 8]);
-    }
-    block
-}
-
-#[cold]
-#[inline(never)]
-fn load_edge<T: Copy>(x: &[T], height: usize, width: usize, i: usize, j: usize) -> Block<T> {
-    let at = |k: usize, l: usize| x[(8 * i + k).min(height - 1) * width + (8 * j + l).min(width - 1)];
-    std::array::from_fn(|k| std::array::from_fn(|l| at(k, l)))
-}
-
-/// The inverse of [`load`], without what is outside.
-#[inline(always)]
-pub fn store<T: Copy>(block: &Block<T>, height: usize, width: usize, i: usize, j: usize, out: &mut [T]) {
-    if 8 * i + 8 > height || 8 * j + 8 > width {
-        return store_edge(block, height, width, i, j, out);
-    }
-    let out = &mut out[8 * i * width + 8 * j..][..7 * width + 8];
-    for (k, row) in block.iter().enumerate() {
-        out[k * width..k * width + 8].copy_from_slice(row);
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn store_edge<T: Copy>(block: &Block<T>, height: usize, width: usize, i: usize, j: usize, out: &mut [T]) {
-    let columns = 8.min(width - 8 * j);
-    for (row, line) in block.iter().zip(out[8 * i * width..height * width].chunks_exact_mut(width)) {
-        line[8 * j..8 * j + columns].copy_from_slice(&row[..columns]);
-    }
-}
-
 vectorised! {
-    fn quantise<F: Pixel>(x: &[F], height: usize, width: usize, low: F, high: F, out: &mut [F]) {
-        let scale = F::narrow(255.0);
-        let (unit, by_low, by_high) = (F::one() / scale, F::one() / low, F::one() / high);
-        let (mut steps, mut reciprocals) = ([[high; 8]; 8], [[by_high; 8]; 8]);
-        for k in 0..4 {
-            for l in 0..4 {
-                (steps[k][l], reciprocals[k][l]) = (low, by_low);
+    /// Quantises a plane: what a spectrum is multiplied with before it is rounded, and afterwards.
+    fn quantise<F: Pixel>(x: &[F], height: usize, width: usize, before: &Tile<F>, after: &Tile<F>, out: &mut [F]) {
+        for top in (0..height).step_by(8) {
+            for left in (0..width).step_by(LANES) {
+                let mut tile = dct::load(x, (height, width), (top, left));
+                dct::forward(&mut tile);
+                tile = dct::turned(&tile);
+                dct::forward(&mut tile);
+                let factors = before.0.as_flattened().iter().zip(after.0.as_flattened());
+                for (value, (&before, &after)) in tile.0.as_flattened_mut().iter_mut().zip(factors) {
+                    *value = (*value * before).round_even() * after;
+                }
+                dct::backward(&mut tile);
+                tile = dct::turned_back(&tile);
+                dct::backward(&mut tile);
+                dct::store(&dct::each(&tile, Pixel::clipped), out, (height, width), (top, left));
             }
         }
-        for i in 0..height.div_ceil(8) {
-            for j in 0..width.div_ceil(8) {
-                let mut block = load(x, height, width, i, j);
-                for row in &mut block {
-                    for value in row {
-                        *value *= scale;
-                    }
-                }
-                let mut spectrum = dct::forward(&block);
-                for k in 0..8 {
-                    for l in 0..8 {
-                        spectrum[k][l] = (spectrum[k][l] * reciprocals[k][l]).round_even() * steps[k][l];
-                    }
-                }
-                let mut block = dct::backward(&spectrum);
-                for row in &mut block {
-                    for value in row {
-                        *value = (*value * unit).clipped();
-                    }
-                }
-                store(&block, height, width, i, j, out);
-            }
-        }
+    }
+}
+
+impl BlockDct {
+    /// The factors of a [`dct::turned`] spectrum of pixels in `[0, 1]` before it is rounded, and afterwards.
+    fn factors<F: Pixel>(&self) -> [Tile<F>; 2] {
+        let step = |k: usize, l: usize| if k < 4 && l < 4 { self.low } else { self.high };
+        let scale = |k: usize, l: usize| dct::SCALE[k] * dct::SCALE[l];
+        let table = |of: &dyn Fn(usize, usize) -> f64| -> Tile<F> {
+            dct::spread(&std::array::from_fn(|k| std::array::from_fn(|l| F::narrow(of(k, l)))))
+        };
+        [table(&|k, l| 255.0 * scale(k, l) / step(k, l)), table(&|k, l| step(k, l) * scale(k, l) / 255.0)]
     }
 }
 
 impl Kernel for BlockDct {
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, _: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, _: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
+        let [before, after] = self.factors();
         for (x, out) in x.chunks_exact(shape.area()).zip(out.chunks_exact_mut(shape.area())) {
-            quantise(x, shape.height, shape.width, F::narrow(self.low), F::narrow(self.high), out);
+            quantise(x, shape.height, shape.width, &before, &after, out);
         }
     }
 
@@ -146,8 +104,7 @@ mod tests {
     #[test]
     fn values_are_scipys() {
         for case in golden::cases("block-dct") {
-            let mut out = vec![0.0; case.output.len()];
-            BlockDct::default().forward(&case.image, case.shape(), Key::root(0), &mut out);
+            let out = kernel::output(&BlockDct::default(), &case.image, case.shape(), Key::root(0));
             golden::assert_close(&out, &case.output, 1e-12);
         }
     }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use game::{Defense, Entry, Gradient, Key};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::resample::{self, Axis, Corner};
 
 /// Cuts a square of whole pixels from a place drawn uniformly.
@@ -70,7 +70,8 @@ impl Kernel for Crop {
         Ok(Shape { height: side, width: side, ..input })
     }
 
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         self.rows(shape, key, |from, to, n| out[to..to + n].copy_from_slice(&x[from..from + n]));
     }
 
@@ -170,7 +171,8 @@ impl Kernel for CropResize {
         Ok(Shape { height: side, width: side, ..input })
     }
 
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         let ([rows, columns], square) = (self.drawn(shape, key), self.square(shape));
         if self.resize == 0 {
             return resample::sample(x, shape, [&rows, &columns], out, square, ORIGIN);
@@ -222,10 +224,9 @@ mod tests {
         let (mut low, mut high, mut counts) = (f64::MAX, f64::MIN, [0u32; 11]);
         for draw in 0..11_000 {
             let key = Key::root(1).at(draw);
-            let mut out = vec![0.0; 400];
-            Crop { size: 20 }.forward(&x, shape, key, &mut out);
+            let out = kernel::output(&Crop { size: 20 }, &x, shape, key);
             counts[out[0] as usize] += 1;
-            CropResize { size: 20, ..CropResize::default() }.forward(&x, shape, key, &mut out);
+            let out = kernel::output(&CropResize { size: 20, ..CropResize::default() }, &x, shape, key);
             (low, high) = (low.min(out[0]), high.max(out[19]));
         }
         assert!(counts.iter().all(|&count| (f64::from(count) - 1_000.0).abs() < 5.0 * 30.2), "{counts:?}");

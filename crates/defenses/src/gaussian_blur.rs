@@ -3,7 +3,7 @@
 use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 
 /// Blurs with a Gaussian kernel whose size and standard deviation are drawn per image and axis.
 ///
@@ -190,7 +190,8 @@ fn transpose<F: Pixel>([down, across]: &[Vec<F>; 2], upstream: &[F], shape: Shap
 }
 
 impl Kernel for GaussianBlur {
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         blur(&self.drawn(key), x, shape, out);
     }
 

@@ -3,7 +3,7 @@
 use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 
 /// Adds `sigma` times standard normal noise to every channel of every pixel.
 ///
@@ -69,9 +69,9 @@ vectorised! {
 }
 
 impl Kernel for GaussianNoise {
-    fn forward<F: Pixel>(&self, x: &[F], _: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], _: Shape, key: Key, out: &mut Canvas<'_, F>) {
         let sigma = F::narrow(self.sigma);
-        kernel::normals(key, x.len(), |i, z| add(&x[i.clone()], z, sigma, self.clip, &mut out[i]));
+        kernel::normals(key, x.len(), |i, z| add(&x[i], z, sigma, self.clip, out.next(z.len())));
     }
 
     fn backward<F: Pixel>(&self, x: &[F], _: Shape, key: Key, upstream: &[F], out: &mut [F]) {

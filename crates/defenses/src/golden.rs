@@ -1,4 +1,4 @@
-//! Values made by independent programs, for unit tests (`tests/golden/make.py`).
+//! Values made by independent programs, for unit tests (`tests/golden/transforms.py`).
 
 use std::collections::HashMap;
 

@@ -1,5 +1,7 @@
 //! From an image in a slice to a batch in a tensor, in one place.
 
+use std::mem::{MaybeUninit, take};
+
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType, bail};
 use game::Key;
 use rayon::prelude::*;
@@ -32,6 +34,9 @@ pub trait Pixel: WithDType + Default {
     /// middle of two single numbers that the product's rounding could cross it.
     fn over(self, divisor: Self, reciprocal: f64) -> Self;
 
+    /// The pixel of a byte: `byte / 255`.
+    fn of_byte(byte: i32) -> Self;
+
     /// Bits that order as the numbers do (and put -0 below 0).
     fn ordered(self) -> u64;
 
@@ -56,7 +61,7 @@ pub trait Pixel: WithDType + Default {
 }
 
 macro_rules! pixel {
-    ($kind:ident, $bits:ident, $wide:ident, $over:expr) => {
+    ($kind:ident, $bits:ident, $wide:ident, $over:expr, $of_byte:expr) => {
         impl Pixel for $kind {
             const BITS: u32 = $bits::BITS;
             type Placed = $wide;
@@ -87,6 +92,11 @@ macro_rules! pixel {
             }
 
             #[inline(always)]
+            fn of_byte(byte: i32) -> Self {
+                $of_byte(byte as Self)
+            }
+
+            #[inline(always)]
             fn ordered(self) -> u64 {
                 const SIGN: $bits = 1 << ($bits::BITS - 1);
                 let bits = self.to_bits();
@@ -109,11 +119,21 @@ macro_rules! pixel {
     };
 }
 
-pixel!(f32, u32, u64, |a: f32, _, reciprocal| (f64::from(a) * reciprocal) as f32);
-pixel!(f64, u64, u128, |a: f64, b: f64, _| a / b);
+pixel!(
+    f32,
+    u32,
+    u64,
+    |a: f32, _, reciprocal| (f64::from(a) * reciprocal) as f32,
+    // A quotient sooner than by division: the first product is exact, the second too small for its rounding to matter.
+    |byte: f32| byte * BY_255[0] + byte * BY_255[1]
+);
+pixel!(f64, u64, u128, |a: f64, b: f64, _| a / b, |byte: f64| byte / 255.0);
+
+/// 1/255 in 16 bits, and what is missing.
+const BY_255: [f32; 2] = [16_843_008.0 / 4_294_967_296.0, (1.0 / 255.0 - 16_843_008.0 / 4_294_967_296.0) as f32];
 
 /// How many draws of a key are made and used at a time: few enough to stay in the first cache.
-const CHUNK: usize = 2048;
+pub const CHUNK: usize = 2048;
 
 /// Calls `each` with the chunks of `0..len` and the standard normal numbers of `key` for them.
 pub fn normals(key: Key, len: usize, mut each: impl FnMut(std::ops::Range<usize>, &[f32])) {
@@ -181,6 +201,40 @@ impl Shape {
     }
 }
 
+/// Fresh memory for one image, handed out piece by piece and zero.
+///
+/// Memory that is cleared just before it is filled is still in the first cache then.
+pub struct Canvas<'a, F> {
+    rest: &'a mut [MaybeUninit<F>],
+}
+
+impl<'a, F: Pixel> Canvas<'a, F> {
+    /// The next `n` elements.
+    pub fn next(&mut self, n: usize) -> &'a mut [F] {
+        let (piece, rest) = take(&mut self.rest).split_at_mut(n);
+        self.rest = rest;
+        piece.fill(MaybeUninit::new(F::zero()));
+        // SAFETY: all of it has just been written.
+        unsafe { &mut *(std::ptr::from_mut(piece) as *mut [F]) }
+    }
+
+    /// All that has not been handed out yet.
+    pub fn rest(&mut self) -> &'a mut [F] {
+        self.next(self.rest.len())
+    }
+}
+
+/// The image that a kernel makes of one.
+#[cfg(test)]
+pub fn output<K: Kernel, F: Pixel>(kernel: &K, x: &[F], shape: Shape, key: Key) -> Vec<F> {
+    let mut out = vec![MaybeUninit::new(F::zero()); kernel.output(shape).expect("an image that fits").len()];
+    let mut canvas = Canvas { rest: &mut out };
+    kernel.forward(x, shape, key, &mut canvas);
+    canvas.rest();
+    // SAFETY: the canvas has been handed out to its end.
+    out.into_iter().map(|x| unsafe { x.assume_init() }).collect()
+}
+
 /// A transformation of one image, and its transposed derivative.
 pub trait Kernel: Sync {
     /// The output's shape.
@@ -188,8 +242,8 @@ pub trait Kernel: Sync {
         Ok(input)
     }
 
-    /// Fills `out`, which is zero, with the transformed image.
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]);
+    /// Fills `out` with the transformed image.
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>);
 
     /// Fills `out`, which is zero, with the product of `upstream` and the Jacobian at `x`.
     fn backward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]);
@@ -251,10 +305,10 @@ pub fn backward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key], upstream: &Tens
     let (both, shapes) = ([&host, &above], [shape, output]);
     match host.dtype() {
         DType::F32 => images::<f32>(&both, &shapes, shape, keys, x.device(), |ins, key, out| {
-            kernel.backward(ins[0], shape, key, ins[1], out);
+            kernel.backward(ins[0], shape, key, ins[1], out.rest());
         }),
         DType::F64 => images::<f64>(&both, &shapes, shape, keys, x.device(), |ins, key, out| {
-            kernel.backward(ins[0], shape, key, ins[1], out);
+            kernel.backward(ins[0], shape, key, ins[1], out.rest());
         }),
         other => bail!("a defense takes f32 or f64 pixels, not {other:?}"),
     }
@@ -276,19 +330,24 @@ fn images<F: Pixel>(
     output: Shape,
     keys: &[Key],
     device: &Device,
-    compute: impl Fn(&[&[F]], Key, &mut [F]) + Sync,
+    compute: impl Fn(&[&[F]], Key, &mut Canvas<'_, F>) + Sync,
 ) -> Result<Tensor> {
     let guards: Vec<_> = inputs.iter().map(|tensor| tensor.storage_and_layout()).collect();
     let slices = guards.iter().map(|(storage, layout)| slice::<F>(storage, layout)).collect::<Result<Vec<_>>>()?;
-    let mut out = vec![F::zero(); keys.len() * output.len()];
+    let (image, len) = (output.len(), keys.len() * output.len());
+    let mut out = Vec::with_capacity(len);
     // Zero-sized images have no chunks, and nothing to compute.
-    out.par_chunks_mut(output.len().max(1)).zip(keys).enumerate().for_each(|(i, (out, &key))| {
+    out.spare_capacity_mut()[..len].par_chunks_mut(image.max(1)).zip(keys).enumerate().for_each(|(i, (rest, &key))| {
         let ins: [&[F]; 2] = std::array::from_fn(|k| match slices.get(k) {
             Some(all) => &all[i * shapes[k].len()..][..shapes[k].len()],
             None => &[],
         });
-        compute(&ins, key, out);
+        let mut canvas = Canvas { rest };
+        compute(&ins, key, &mut canvas);
+        canvas.rest();
     });
+    // SAFETY: there is a key for every image, and every canvas has been handed out to its end.
+    unsafe { out.set_len(len) };
     let dims = (keys.len(), output.channels, output.height, output.width);
     Tensor::from_vec(out, dims, &Device::Cpu)?.to_device(device)
 }
@@ -300,4 +359,27 @@ fn slice<'a, F: WithDType>(storage: &'a Storage, layout: &candle_core::Layout) -
     };
     let cpu: &CpuStorage = cpu;
     Ok(&cpu.as_slice::<F>()?[from..to])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_divided_by_255_with_one_rounding() {
+        for byte in 0..=255u8 {
+            assert_eq!(f32::of_byte(byte.into()), f32::from(byte) / 255.0);
+            assert_eq!(f64::of_byte(byte.into()), f64::from(byte) / 255.0);
+        }
+    }
+
+    #[test]
+    fn a_canvas_hands_out_zeros_once() {
+        let mut memory = [MaybeUninit::new(7.0f32); 10];
+        let mut canvas = Canvas { rest: &mut memory };
+        let first = canvas.next(4);
+        assert_eq!(first, [0.0; 4]);
+        first.fill(1.0);
+        assert_eq!((canvas.rest().len(), canvas.rest().len()), (6, 0));
+    }
 }

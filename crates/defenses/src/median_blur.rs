@@ -6,7 +6,7 @@ use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
 use crate::gaussian_blur::{check_sizes, odd};
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::scratch::Scratch;
 
 /// Replaces every pixel by the median of a rectangle whose height and width are drawn per image.
@@ -275,7 +275,8 @@ fn route<F: Pixel>([down, across]: [usize; 2], x: &[F], shape: Shape, upstream: 
 }
 
 impl Kernel for MedianBlur {
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         blur(self.drawn(key), x, shape, out);
     }
 

@@ -3,7 +3,7 @@
 use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::scratch::Scratch;
 
 /// A type of noise.
@@ -343,17 +343,20 @@ fn poisson<F: Pixel>(x: &[F], scale: f64, key: Key, mut each: impl FnMut(usize, 
 }
 
 impl Kernel for NoiseInjection {
-    fn forward<F: Pixel>(&self, x: &[F], _: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], _: Shape, key: Key, out: &mut Canvas<'_, F>) {
         let (noise, key, std) = (self.drawn(key), key.at(1), F::narrow(self.std));
         match noise {
             Noise::Gaussian | Noise::Speckle => {
                 let (offset, slope) = if noise == Noise::Gaussian { (std, F::zero()) } else { (F::zero(), std) };
-                kernel::normals(key, x.len(), |i, z| add(&x[i.clone()], z, offset, slope, &mut out[i]));
+                kernel::normals(key, x.len(), |i, z| add(&x[i], z, offset, slope, out.next(z.len())));
             }
             Noise::Salt | Noise::Pepper | Noise::SaltAndPepper => {
-                self.impulses(noise, key, x.len(), |i, u, below| hit(&x[i.clone()], u, below, &mut out[i]));
+                self.impulses(noise, key, x.len(), |i, u, below| hit(&x[i], u, below, out.next(u.len())));
             }
-            Noise::Poisson => poisson(x, self.scale(x), key, |i, value| out[i] = F::narrow(value).clipped()),
+            Noise::Poisson => {
+                let out = out.rest();
+                poisson(x, self.scale(x), key, |i, value| out[i] = F::narrow(value).clipped());
+            }
         }
     }
 
@@ -385,6 +388,7 @@ kernel::defense!(NoiseInjection);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
 
     const SHAPE: Shape = Shape { channels: 3, height: 40, width: 50 };
 
@@ -392,9 +396,7 @@ mod tests {
     fn noisy(noise: Noise, level: f64, key: u64) -> Vec<f64> {
         let injection =
             NoiseInjection { types: vec![noise], poisson_scale: PoissonScale::Fixed, ..NoiseInjection::default() };
-        let mut out = vec![0.0; SHAPE.len()];
-        injection.forward(&vec![level; SHAPE.len()], SHAPE, Key::root(key), &mut out);
-        out
+        kernel::output(&injection, &vec![level; SHAPE.len()], SHAPE, Key::root(key))
     }
 
     fn share(out: &[f64], of: impl Fn(f64) -> bool) -> f64 {
@@ -482,6 +484,14 @@ mod tests {
     }
 
     #[test]
+    fn counts_are_divided_by_what_scikit_image_divides_them_by() {
+        let injection = NoiseInjection::default();
+        for case in golden::cases("poisson-noise") {
+            assert_eq!(injection.scale(&case.image), case.params["scale"][0]);
+        }
+    }
+
+    #[test]
     fn distinct_values_are_counted_and_zeros_are_one() {
         assert_eq!(distinct(&[0.0, -0.0, 1.0, 0.5, 0.5, -2.0]), 4);
         let many: Vec<f32> = (0..150_000).map(|i| ((i * 7919) % 70_001) as f32 / 70_001.0).collect();
@@ -495,8 +505,7 @@ mod tests {
         let spread = |scale, jitter: f64| {
             let injection = NoiseInjection { types: vec![Noise::Poisson], poisson_scale: scale, ..Default::default() };
             let x: Vec<f64> = (0..SHAPE.len()).map(|i| (i % 200) as f64 / 255.0 + jitter * i as f64).collect();
-            let mut out = vec![0.0; x.len()];
-            injection.forward(&x, SHAPE, Key::root(1), &mut out);
+            let out = kernel::output(&injection, &x, SHAPE, Key::root(1));
             let square: f64 = x.iter().zip(&out).map(|(x, out)| (x - out) * (x - out)).sum();
             (square / x.len() as f64).sqrt()
         };

@@ -28,6 +28,14 @@ impl Detector {
         }
     }
 
+    /// Forward evaluations of the network per image, beside the one it judges.
+    #[must_use]
+    pub const fn draws(&self) -> u32 {
+        match self {
+            Self::Odds(odds) => odds.draws,
+        }
+    }
+
     /// Whether the parameters make sense.
     ///
     /// # Errors
@@ -67,6 +75,14 @@ pub struct Erosion {
     pub predicted: usize,
     /// By class, how much of the predicted class's margin over it is lost, in units of logits; 0 for the predicted class.
     pub margins: Vec<f64>,
+}
+
+impl Erosion {
+    /// Whether the network answered with numbers.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.margins.iter().all(|margin| margin.is_finite())
+    }
 }
 
 impl Odds {
@@ -110,7 +126,8 @@ impl Odds {
             let (images, keys): (Vec<u32>, Vec<Key>) = draws.iter().copied().unzip();
             let noisy = noise.apply(&x.index_select(&Tensor::new(images, x.device())?, 0)?, &keys)?;
             let keys: Vec<Key> = keys.iter().map(|key| key.at(1)).collect();
-            for (&(image, _), logits) in draws.iter().zip(rows(&net.logits(&noisy, &keys)?)?) {
+            let noisy = net.logits(&noisy.to_device(net.device())?, &keys)?;
+            for (&(image, _), logits) in draws.iter().zip(rows(&noisy)?) {
                 sums[image as usize].iter_mut().zip(logits).for_each(|(sum, logit)| *sum += logit);
             }
         }

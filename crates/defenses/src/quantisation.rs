@@ -3,7 +3,7 @@
 use game::{Defense, Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 
 /// Rounds every channel to the multiples of `1/s`, `s` drawn per image and channel: `s + 1` levels in `[0, 1]`.
 ///
@@ -53,9 +53,10 @@ vectorised! {
 }
 
 impl Kernel for Quantisation {
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
-        for (c, (x, out)) in x.chunks_exact(shape.area()).zip(out.chunks_exact_mut(shape.area())).enumerate() {
-            quantise(x, F::narrow(self.scale(key, c) as f64), out);
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        for (c, x) in x.chunks_exact(shape.area()).enumerate() {
+            let scale = F::narrow(self.scale(key, c) as f64);
+            x.chunks(kernel::CHUNK).for_each(|x| quantise(x, scale, out.next(x.len())));
         }
     }
 

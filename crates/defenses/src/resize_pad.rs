@@ -5,7 +5,7 @@ use game::{Entry, Gradient, Key};
 use serde::{Deserialize, Serialize};
 
 use crate::crop::positive;
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::resample::{self, Axis, Corner, Sampling};
 
 /// Resizes to a square of random size, puts it at random into a larger one, and resizes that if wanted.
@@ -103,7 +103,8 @@ impl Kernel for ResizePad {
         Ok(Shape { height: side, width: side, ..input })
     }
 
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         let ((side, corner), frame) = (self.drawn(key), self.frame(shape));
         if self.resize == 0 {
             return self.place(x, shape, side, corner, out);

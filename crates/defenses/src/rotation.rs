@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use game::{Defense, Entry, Gradient, Key};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 
 /// Rotates each image about its centre by an angle drawn uniformly from `[-degrees, degrees]`.
 ///
@@ -93,7 +93,8 @@ fn transpose<F: Pixel>(degrees: f64, shape: Shape, upstream: &[F], out: &mut [F]
 }
 
 impl Kernel for Rotation {
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         rotate(self.angle(key), shape, x, out);
     }
 

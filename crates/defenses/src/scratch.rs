@@ -17,13 +17,24 @@ pub struct Scratch<T: 'static>(Option<Box<Vec<T>>>);
 impl<T: Clone + 'static> Scratch<T> {
     /// An empty vector.
     pub fn empty() -> Self {
+        let mut buffer = Self::kept();
+        buffer.clear();
+        buffer
+    }
+
+    fn kept() -> Self {
         let kept = SHELF.with_borrow_mut(|shelf| {
             let place = shelf.iter().rposition(|buffer| buffer.is::<Vec<T>>())?;
             shelf.swap_remove(place).downcast::<Vec<T>>().ok()
         });
-        let mut buffer = kept.unwrap_or_default();
-        buffer.clear();
-        Self(Some(buffer))
+        Self(Some(kept.unwrap_or_default()))
+    }
+
+    /// `len` elements, each `value` or what an earlier loan left: for those who write before they read.
+    pub fn some(value: T, len: usize) -> Self {
+        let mut buffer = Self::kept();
+        buffer.resize(len, value);
+        buffer
     }
 
     /// `len` times `value`.
@@ -73,5 +84,7 @@ mod tests {
         assert_ne!(one.as_ptr(), other.as_ptr());
         assert!(one.iter().all(|&x| x == 0) && other.iter().all(|&x| x == 1));
         assert!(Scratch::<u16>::empty().is_empty());
+        drop(one);
+        assert_eq!(Scratch::some(3u8, 501)[499..], [0, 3]);
     }
 }

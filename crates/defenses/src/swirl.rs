@@ -3,7 +3,7 @@
 use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{self, Kernel, Pixel, Shape};
+use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 
 /// Turns every pixel about a centre, by an angle that falls off exponentially with the distance from it.
 ///
@@ -236,7 +236,8 @@ fn transpose<F: Pixel>(drawn: Drawn, upstream: &[F], shape: Shape, out: &mut [F]
 }
 
 impl Kernel for Swirl {
-    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut [F]) {
+    fn forward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, out: &mut Canvas<'_, F>) {
+        let out = out.rest();
         swirl(self.drawn(key), x, shape, out);
     }
 

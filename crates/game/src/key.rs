@@ -6,8 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+use crate::fill::{Normal, Uniform, fill};
+
+pub const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Set in a counter's second word when it derives a child key, clear when it draws a block.
 const DERIVE: u32 = 1 << 31;
 /// The child by which [`Key::shared`] parts from the keys of images; it has no other use.
@@ -174,7 +176,7 @@ impl Key {
 
     /// Fills `out` with the elements from `4 * block` on of a longer [`fill_uniform`](Self::fill_uniform).
     pub fn fill_uniform_from(self, block: u64, out: &mut [f32]) {
-        fill_uniform(self, block, out);
+        fill::<Uniform>(self, block, out);
     }
 
     /// Fills `out` with standard normal numbers: elements `4i..4i+4` are the two Box-Muller pairs of block `i`.
@@ -187,144 +189,8 @@ impl Key {
 
     /// Fills `out` with the elements from `4 * block` on of a longer [`fill_normal`](Self::fill_normal).
     pub fn fill_normal_from(self, block: u64, out: &mut [f32]) {
-        fill_normal(self, block, out);
+        fill::<Normal>(self, block, out);
     }
-
-    /// Words 0 to 3 of the [`LANES`] blocks from `first` on, word by word.
-    ///
-    /// Words live in 64 bits, of which a round reads the lower half only: one multiplication gives both of its halves,
-    /// and what the upper half holds is never cleared.
-    #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "lanes run side by side")]
-    fn blocks(self, first: u64) -> [[u32; LANES]; 4] {
-        const LOW: u64 = u32::MAX as u64;
-        let mut words = [[0u64; LANES]; 4];
-        for lane in 0..LANES {
-            let index = first.wrapping_add(lane as u64);
-            words[0][lane] = index;
-            words[1][lane] = index >> 32;
-            words[2][lane] = u64::from(self.high[0]);
-            words[3][lane] = u64::from(self.high[1]);
-        }
-        let mut key = self.key;
-        for _ in 0..10 {
-            let [k0, k1] = key.map(u64::from);
-            for lane in 0..LANES {
-                let a = u64::from(MULTIPLIERS[0]).wrapping_mul(words[0][lane] & LOW);
-                let b = u64::from(MULTIPLIERS[1]).wrapping_mul(words[2][lane] & LOW);
-                words[0][lane] = (b >> 32) ^ words[1][lane] ^ k0;
-                words[2][lane] = (a >> 32) ^ words[3][lane] ^ k1;
-                words[1][lane] = b;
-                words[3][lane] = a;
-            }
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-        }
-        words.map(|word| word.map(|word| word as u32))
-    }
-
-    /// Fills `out` with `of` the four words of each block from `first` on.
-    #[inline(always)]
-    fn fill(self, first: u64, out: &mut [f32], of: impl Fn([u32; 4]) -> [f32; 4]) {
-        for (chunk, out) in out.chunks_mut(4 * LANES).enumerate() {
-            let words = self.blocks(first + (chunk * LANES) as u64);
-            let mut values = [[0.0f32; LANES]; 4];
-            for lane in 0..LANES {
-                let four = of([words[0][lane], words[1][lane], words[2][lane], words[3][lane]]);
-                for word in 0..4 {
-                    values[word][lane] = four[word];
-                }
-            }
-            if let Ok(out) = <&mut [f32; 4 * LANES]>::try_from(&mut *out) {
-                let [a, b, c, d] = values;
-                let (mut even, mut odd) = ([0.0f32; 2 * LANES], [0.0f32; 2 * LANES]);
-                zip(&a, &c, &mut even);
-                zip(&b, &d, &mut odd);
-                zip(&even, &odd, out);
-            } else {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = values[i % 4][i / 4];
-                }
-            }
-        }
-    }
-}
-
-/// Alternates the elements of `even` and `odd`.
-#[inline(always)]
-fn zip(even: &[f32], odd: &[f32], out: &mut [f32]) {
-    for (out, (&even, &odd)) in out.chunks_exact_mut(2).zip(even.iter().zip(odd)) {
-        out[0] = even;
-        out[1] = odd;
-    }
-}
-
-/// How many blocks are drawn side by side.
-const LANES: usize = 32;
-
-crate::vectorised! {
-    fn fill_uniform(key: Key, block: u64, out: &mut [f32]) {
-        key.fill(block, out, |words| words.map(|word| (word >> 8) as f32 * (1.0 / (1 << 24) as f32)));
-    }
-}
-
-crate::vectorised! {
-    fn fill_normal(key: Key, block: u64, out: &mut [f32]) {
-        key.fill(block, out, |[a, b, c, d]| {
-            let (x, y) = box_muller(a, b);
-            let (z, w) = box_muller(c, d);
-            [x, y, z, w]
-        });
-    }
-}
-
-/// Two independent standard normal numbers from 64 random bits.
-#[inline(always)]
-fn box_muller(a: u32, b: u32) -> (f32, f32) {
-    let u = (a as f32 + 0.5) * (1.0 / 4_294_967_296.0);
-    let radius = (-2.0 * ln(u)).max(0.0).sqrt();
-    let (sin, cos) = sin_cos_turn(b);
-    (radius * cos, radius * sin)
-}
-
-/// Natural logarithm of a positive normal number (the Cephes polynomial; relative error about 1e-7).
-#[inline(always)]
-fn ln(x: f32) -> f32 {
-    // Split into 2^e * m with m in [sqrt(1/2), sqrt(2)).
-    let bits = x.to_bits().wrapping_sub(0x3F35_04F3);
-    let e = (bits as i32 >> 23) as f32;
-    let m = f32::from_bits((bits & 0x007F_FFFF) + 0x3F35_04F3) - 1.0;
-    let z = m * m;
-    let mut p = 7.037_683_6e-2;
-    for c in [
-        -1.151_461e-1,
-        1.167_699_9e-1,
-        -1.242_014_1e-1,
-        1.424_932_3e-1,
-        -1.666_805_8e-1,
-        2.000_071_5e-1,
-        -2.499_999_4e-1,
-        3.333_333e-1,
-    ] {
-        p = p * m + c;
-    }
-    let y = p * m * z - 2.121_944_4e-4 * e - 0.5 * z;
-    m + y + 0.693_359_4 * e
-}
-
-/// Sine and cosine of `turn / 2^32` full turns (the Cephes polynomials on an eighth of a turn).
-#[inline(always)]
-fn sin_cos_turn(turn: u32) -> (f32, f32) {
-    // The nearest quarter turn, and what is left in [-1/8, 1/8) turns.
-    let quarter = turn.wrapping_add(1 << 29) >> 30;
-    let rest = turn.wrapping_sub(quarter << 30) as i32;
-    let x = rest as f32 * (std::f32::consts::TAU / 4_294_967_296.0);
-    let z = x * x;
-    let sin = ((-1.951_529_6e-4 * z + 8.332_161e-3) * z - 1.666_665_5e-1) * z * x + x;
-    let cos = ((2.443_315_7e-5 * z - 1.388_731_6e-3) * z + 4.166_664_6e-2) * z * z - 0.5 * z + 1.0;
-    // Quarters turn (sin, cos) to (cos, -sin), (-sin, -cos), (-cos, sin): a swap and signs, without branches.
-    let (sin, cos) = if quarter & 1 == 0 { (sin, cos) } else { (cos, sin) };
-    let flip = |x: f32, sign: u32| f32::from_bits(x.to_bits() ^ sign << 31);
-    (flip(sin, quarter >> 1 & 1), flip(cos, (quarter ^ quarter >> 1) & 1))
 }
 
 #[cfg(test)]
@@ -387,24 +253,6 @@ mod tests {
         Key::root(3).fill_normal(&mut long);
         Key::root(3).fill_normal(&mut short);
         assert_eq!(long[..10], short);
-    }
-
-    #[test]
-    fn fills_are_the_scalar_definition_bit_for_bit() {
-        // Lengths around a group of blocks, and a counter whose low word overflows within one.
-        for (length, first) in [(0, 0), (1, 3), (127, 0), (128, 9), (129, 0), (1030, (1 << 32) - 5), (200, 1 << 62)] {
-            for key in [Key::root(0), Key::root(u64::MAX), Key::root(5).at(77)] {
-                let word = |i: usize| key.block(first + i as u64 / 4)[i % 4];
-                let (mut uniform, mut normal) = (vec![0.0; length], vec![0.0; length]);
-                key.fill_uniform_from(first, &mut uniform);
-                key.fill_normal_from(first, &mut normal);
-                for i in 0..length {
-                    assert_eq!(uniform[i], (word(i) >> 8) as f32 * (1.0 / (1 << 24) as f32));
-                    let (cos, sin) = box_muller(word(i & !1), word(i | 1));
-                    assert_eq!(normal[i].to_bits(), if i % 2 == 0 { cos } else { sin }.to_bits());
-                }
-            }
-        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod catalogue;
 mod classifier;
 mod defense;
+mod fill;
 mod fraction;
 mod goal;
 mod interval;

@@ -52,6 +52,16 @@ pub enum InstructionSet {
 }
 
 impl InstructionSet {
+    /// What the host has, the best first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        match Self::detected() {
+            Self::Avx512 => vec![Self::Avx512, Self::Avx2, Self::Portable],
+            Self::Avx2 => vec![Self::Avx2, Self::Portable],
+            Self::Portable => vec![Self::Portable],
+        }
+    }
+
     /// The best the host has.
     #[inline]
     #[must_use]

@@ -5,17 +5,19 @@ use std::{
     path::PathBuf,
 };
 
+use defenses::Detector;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use stage::{Epoch, Stage};
 use stage_attack::Attack;
 use stage_finetune::{Finetune, Keep, Training};
+use stage_fit::Fit;
 use stage_report::{Cell, Claim, Protocol, Reading, RuleName, TheoryTable};
 use stage_sample::Sample;
 use stage_theory::Theory;
 
 use crate::{
-    Cost, Error, Jobs, Options, Result, Sources, Work,
+    Cost, Error, Jobs, Options, Result, Sources, Work, figures,
     file::{Kind, Pipeline, Table},
     jobs::Wanted,
     sources,
@@ -36,11 +38,15 @@ struct Base {
     finetuned: bool,
     #[serde(default)]
     finetuning: Option<Table>,
+    #[serde(default)]
+    inside: Option<Value>,
     defense: Table,
     attack: Table,
     goal: Table,
     #[serde(default)]
     votes: Option<Table>,
+    #[serde(default)]
+    detector: Option<UsedDetector>,
     /// The snapshot to report, where the attack takes several; the last one otherwise.
     #[serde(default)]
     step: Option<u32>,
@@ -56,6 +62,21 @@ struct Base {
     keep_logits: Option<Value>,
     #[serde(default)]
     keep_delta: Option<Value>,
+}
+
+/// A detector, how it is fitted, and how it is used.
+#[derive(Debug, Deserialize)]
+struct UsedDetector {
+    sample: Table,
+    #[serde(default)]
+    limit: Option<Value>,
+    #[serde(default)]
+    seed: Option<Value>,
+    #[serde(default)]
+    false_positive_rate: Option<Value>,
+    /// What is left is the detector's.
+    #[serde(flatten)]
+    detector: Table,
 }
 
 /// Weights by name, and what to do where no place has them.
@@ -117,15 +138,20 @@ pub fn plan(
         layout: pipeline.layout.clone(),
         cells: Vec::new(),
         compare: pipeline.compare.clone(),
+        figures: pipeline.figures.clone(),
         paper: pipeline.paper.clone(),
         notes: pipeline.notes.clone(),
         theory: None,
     };
-    match pipeline.kind {
+    let work = match pipeline.kind {
         Kind::Theory => theory(pipeline, params, jobs).map(Ok),
         Kind::Attack => attacks(pipeline, params, sources, options, jobs),
         Kind::Collection => collection(pipeline, params, sources, options, jobs),
-    }
+    }?;
+    let cells = work.as_ref().map(|work| work.params.cells.as_slice()).unwrap_or_default();
+    let wrong = |reason| Error::File { path: pipeline.path.clone(), reason };
+    figures::check_cells(&pipeline.figures, cells).map_err(wrong)?;
+    Ok(work)
 }
 
 fn theory(pipeline: &Pipeline, mut params: stage_report::Params, jobs: &mut Jobs) -> Result<Work> {
@@ -297,7 +323,13 @@ impl Planner<'_> {
         let images = self.sample("sample", &base.sample)?;
         let network = self.network(&base)?;
         let mut params = json!({"defense": base.defense, "attack": base.attack, "goal": base.goal});
+        let detection = |used: &UsedDetector| match &used.false_positive_rate {
+            Some(rate) => json!({"false_positive_rate": rate}),
+            None => json!({}),
+        };
         let optional = [
+            ("inside", base.inside),
+            ("detector", base.detector.as_ref().map(detection)),
             ("votes", base.votes.map(Value::Object)),
             ("epoch", base.epoch),
             ("seed", base.seed),
@@ -317,20 +349,28 @@ impl Planner<'_> {
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
 
-        let inputs = [images.address, network.address.clone()];
-        let attack = self.attack(&typed, &inputs, images.count)?;
+        let mut inputs = vec![images.address, network.address.clone()];
+        let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
+        inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
+        let detector = fitted.map(|(_, detector)| detector);
+        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref())?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
             // The perturbation of a companion is no result.
             let companion = stage_attack::Params { attack: spec, keep_delta: false, ..typed.clone() };
-            companions.push(self.attack(&companion, &inputs, images.count)?);
+            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref())?);
         }
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
+        let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
+        let undefended = undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
+        if let Some(detector) = detector {
+            flatten("detector.", &json!(detector), &mut parameters);
+        }
         flatten("sample.", &Value::Object(base.sample), &mut parameters);
         parameters.insert("finetuned".to_owned(), Value::Bool(base.finetuned));
         let cell = Cell {
@@ -342,9 +382,10 @@ impl Planner<'_> {
             step: base.step,
             none: folder(&none),
             noise: folder(&noise),
+            undefended: undefended.as_deref().map(folder),
             finetune: folder(&network.address),
         };
-        Ok((cell, vec![network.address, none, noise, attack]))
+        Ok((cell, [network.address, none, noise, attack].into_iter().chain(undefended).collect()))
     }
 
     /// A sample job from `{source = "name", every = ..., ...}`.
@@ -480,7 +521,10 @@ impl Planner<'_> {
         typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
         let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
-        cost.gradient_queries = cost.training_images * adversarial.map_or(0, |attack| attack.cost().backward);
+        if let Some(attack) = adversarial {
+            cost.forward_queries = cost.training_images * attack.cost().forward;
+            cost.gradient_queries = cost.training_images * attack.cost().backward;
+        }
         let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let address = self.jobs.add(Wanted {
             stage: Finetune::NAME,
@@ -495,23 +539,61 @@ impl Planner<'_> {
         Ok(Network { address, model, training: typed.training })
     }
 
+    /// The fit job of a cell's detector, to the network that is attacked; its address, and the detector.
+    fn fit(
+        &mut self,
+        used: UsedDetector,
+        network: &Network,
+        attack: &stage_attack::Params,
+    ) -> Result<(String, Detector), Trouble> {
+        let images = self.sample("detector.sample", &used.sample)?;
+        let mut params = json!({"detector": used.detector, "epoch": attack.epoch});
+        let optional =
+            [("inside", attack.inside.as_ref().map(value).transpose()?), ("limit", used.limit), ("seed", used.seed)];
+        for (key, value) in optional {
+            if let Some(value) = value {
+                params[key] = value;
+            }
+        }
+        let named = |fault: String| if fault.starts_with("detector") { fault } else { format!("detector.{fault}") };
+        let (typed, params): (stage_fit::Params, Value) = typed(params).map_err(named)?;
+        typed.check().map_err(named)?;
+        let count = fewer(images.count, typed.limit);
+        let evaluations = |images| images * (1 + u64::from(typed.detector.draws()));
+        let address = self.jobs.add(Wanted {
+            stage: Fit::NAME,
+            revision: Fit::REVISION,
+            slug: typed.detector.name().to_owned(),
+            params,
+            inputs: vec![images.address, network.address.clone()],
+            files: vec![],
+            parts: 1,
+            cost: Cost {
+                detector: count.map_or(0, evaluations),
+                unknown: u64::from(count.is_none()),
+                ..Cost::default()
+            },
+        })?;
+        Ok((address, typed.detector))
+    }
+
     fn attack(
         &mut self,
         params: &stage_attack::Params,
         inputs: &[String],
         count: Option<u64>,
+        detector: Option<&Detector>,
     ) -> Result<String, Trouble> {
         params.check()?;
-        let images = params.limit.map_or(count, |limit| count.map(|count| count.min(limit.into())));
         let address = self.jobs.add(Wanted {
             stage: Attack::NAME,
             revision: Attack::REVISION,
-            slug: format!("{}--{}", params.defense.slug(), params.attack.slug()),
+            slug: format!("{}--{}", defended(params, detector), params.attack.slug()),
             params: value(params)?,
             inputs: inputs.to_vec(),
             files: vec![],
             parts: self.options.shards,
-            cost: cost(params, images),
+            cost: cost(params, fewer(count, params.limit), detector),
         })?;
         Ok(address)
     }
@@ -540,6 +622,23 @@ fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
     let (model, _): (nets::Spec, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
     model.graph().map_err(|reason| format!("{what}: {reason}"))?;
     Ok(model)
+}
+
+/// The network's own answer about every image, without a defense: the same for all cells with these images and weights.
+fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
+    stage_attack::Params {
+        epoch: attack.epoch,
+        inside: None,
+        defense: defenses::Identity {}.into(),
+        attack: attacks::None {}.into(),
+        goal: stage_attack::Goal::Untargeted {},
+        votes: stage_attack::Votes { draws: 1, ..stage_attack::Votes::default() },
+        detector: None,
+        keep_logits: false,
+        keep_delta: false,
+        limit: attack.limit,
+        seed: 0,
+    }
 }
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.
@@ -576,15 +675,33 @@ fn check_step(step: Option<u32>, attack: &stage_attack::Params) -> Result<(), St
     }
 }
 
-/// Votes are taken after every snapshot, and by the attack `none` before it too.
-fn cost(params: &stage_attack::Params, images: Option<u64>) -> Cost {
+/// A number of images under a limit.
+fn fewer(count: Option<u64>, limit: Option<u32>) -> Option<u64> {
+    limit.map_or(count, |limit| count.map(|count| count.min(limit.into())))
+}
+
+/// What an attack is up against, for eyes only: the defense, unless there is none and something else instead.
+fn defended(params: &stage_attack::Params, detector: Option<&Detector>) -> String {
+    let inside = params.inside.as_ref().map(nets::Inside::slug);
+    let mut others: Vec<String> =
+        inside.into_iter().chain(detector.map(|detector| detector.name().to_owned())).collect();
+    if others.is_empty() || params.defense.name() != "none" {
+        others.insert(0, params.defense.slug());
+    }
+    others.join("-")
+}
+
+/// Votes are taken after every snapshot, and by the attack `none` before it too; a detector looks at each.
+fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&Detector>) -> Cost {
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
+    let votes = images * rounds * u64::from(params.votes.draws);
     Cost {
         forward_queries: images * attack.cost().forward,
         gradient_queries: images * attack.cost().backward,
-        votes: images * rounds * u64::from(params.votes.draws),
+        votes,
+        detector: votes * detector.map_or(0, |detector| detector.draws().into()),
         ..Cost::default()
     }
 }

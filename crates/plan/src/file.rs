@@ -26,11 +26,20 @@
 //! value = "attack_success_rate"
 //! rule = { name = "majority" }
 //! more_rules = [{ name = "majority", n = 1 }]     # into the data files only, for every cell
+//! invariance = true           # asks each network without its defense too: `invariance_rate` goes into the data files
 //!
 //! [report.protocols.authors-code]                 # what differs for the cells of one protocol; every key is optional
 //! value = "attacked_error"
 //! rule = { name = "majority", n = 1 }
 //! note = "What this protocol changes: printed under the table"
+//!
+//! [[report.figure]]           # a picture beside the table; kinds and their keys: stage_report::Figure
+//! name = "grid"               # written as <pipeline>-grid.svg, .png and .csv
+//! title = "Steps against draws"
+//! kind = "heat-map"           # or lines, scatter, histogram, curves, perturbations
+//! rows = ["attack"]
+//! columns = ["protocol"]
+//! only = { protocol = ["corrected"] }             # optional: labels to keep
 //!
 //! [report.compare]            # paired, over the same images, in every remaining cell
 //! axis = "attack"
@@ -66,7 +75,7 @@
 //! pipeline = "table2-guo"     # table2-guo.toml beside this file
 //! label = "Random crop (Guo et al. 2018)"
 //!
-//! [report]                    # rows, columns, best_over and compare alone: the rest is the parts'
+//! [report]                    # rows, columns, best_over, compare and figures alone: the rest is the parts'
 //! rows = ["defense"]
 //! columns = ["protocol", "attack"]
 //! ```
@@ -78,9 +87,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use stage_report::{Claim, Comparison, Layout, Protocol, QUERIES, Quantity, Reading, Rule};
+use stage_report::{Claim, Comparison, Figure, Layout, Protocol, QUERIES, Quantity, Reading, Rule};
 
-use crate::{Error, Result};
+use crate::{Error, Result, figures};
 
 /// A JSON object: what a TOML table becomes.
 pub type Table = Map<String, Value>;
@@ -180,8 +189,10 @@ struct ReportTable {
     value: Option<Quantity>,
     rule: Option<Rule>,
     more_rules: Vec<Rule>,
+    invariance: bool,
     protocols: BTreeMap<Protocol, ProtocolTable>,
     compare: Option<Comparison>,
+    figure: Vec<Figure>,
 }
 
 /// What differs in the report for the cells of one protocol.
@@ -197,6 +208,7 @@ struct ProtocolTable {
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
     common: Reading,
+    invariance: bool,
     protocols: BTreeMap<Protocol, ProtocolTable>,
 }
 
@@ -210,6 +222,12 @@ impl Readings {
             rule: own.and_then(|own| own.rule.clone()).unwrap_or_else(|| self.common.rule.clone()),
             more_rules: self.common.more_rules.clone(),
         }
+    }
+
+    /// Whether a cell of this protocol is also asked about without its defense, to tell how invariant the network is.
+    #[must_use]
+    pub fn want_invariance(&self, protocol: Protocol) -> bool {
+        self.invariance || self.of(protocol).value == Quantity::InvarianceRate
     }
 
     /// What the protocol changes, as a note under the table.
@@ -285,6 +303,8 @@ pub struct Pipeline {
     pub readings: Readings,
     /// Two points of one axis to compare.
     pub compare: Option<Comparison>,
+    /// Pictures beside the table.
+    pub figures: Vec<Figure>,
     /// The paper's numbers about points that this scale keeps.
     pub paper: Vec<Claim>,
     /// Sentences under the table.
@@ -332,7 +352,7 @@ impl Pipeline {
         let wrong = |reason| Error::File { path: path.into(), reason };
         let file = File::parse(&text, &name).map_err(wrong)?;
         let mut parts = Vec::new();
-        for part in &file.part {
+        for part in file.part.iter().filter(|_| file.kind == Kind::Collection) {
             let beside = path.with_file_name(format!("{}.toml", part.pipeline));
             if file.part.iter().filter(|other| other.label == part.label).count() > 1 {
                 return Err(wrong(format!("part: two parts are labelled `{}`", part.label)));
@@ -385,12 +405,12 @@ impl File {
 
     /// The pipeline as one scale sees it.
     fn settle(mut self, name: &str, scale: Scale, parts: Vec<Part>) -> Result<Pipeline, String> {
+        let part_axis = self.check_kind(&parts)?;
         let overlay = self.scale.remove(&scale).unwrap_or_default();
         for (other, overlay) in &self.scale {
             check_axes(&self.axis, overlay).map_err(|reason| format!("scale.{}: {reason}", other.name()))?;
         }
         check_axes(&self.axis, &overlay).map_err(|reason| format!("scale.{}: {reason}", scale.name()))?;
-        let part_axis = self.check_kind(&parts)?;
         let all = match self.kind {
             Kind::Collection => collected(&part_axis, &parts, &self.report)?,
             _ => self.axis.iter().map(label_points).collect::<Result<Vec<_>, _>>()?,
@@ -399,6 +419,13 @@ impl File {
         if self.kind == Kind::Attack {
             check_claims(&self.paper, &all)?;
         }
+        if self.kind == Kind::Theory && !self.report.figure.is_empty() {
+            return Err(
+                "report: a pipeline of kind `theory` draws its own figure; leave out [[report.figure]]".to_owned()
+            );
+        }
+        figures::check(&self.report.figure, &all, &self.report.best_over)
+            .map_err(|reason| format!("report: {reason}"))?;
         if let Some(compare) = &self.report.compare {
             check_comparison(compare, &self.report, &all)?;
         }
@@ -410,7 +437,8 @@ impl File {
             })
             .collect();
         let kept = |claim: &Claim| claim.at.iter().all(|(axis, label)| has(&axes, axis, label));
-        let ReportTable { rows, columns, best_over, value, rule, more_rules, protocols, compare } = self.report;
+        let ReportTable { rows, columns, best_over, value, rule, more_rules, invariance, protocols, compare, figure } =
+            self.report;
         let common = Reading { value: value.unwrap_or_default(), rule: rule.unwrap_or_default(), more_rules };
         Ok(Pipeline {
             path: PathBuf::new(),
@@ -420,8 +448,9 @@ impl File {
             analysis: self.analysis.trim().to_owned(),
             base: merged(&self.base, &overlay.base),
             layout: Layout { rows, columns, best_over },
-            readings: Readings { common, protocols },
+            readings: Readings { common, invariance, protocols },
             compare,
+            figures: figure,
             paper: self.paper.into_iter().filter(|claim| self.kind == Kind::Theory || kept(claim)).collect(),
             notes: match overlay.notes {
                 NotesOverlay::More(more) => [self.notes, more].concat(),
@@ -443,9 +472,9 @@ impl File {
         }
         let report = &self.report;
         let reads = report.value.is_some() || report.rule.is_some() || !report.more_rules.is_empty();
-        if reads || !report.protocols.is_empty() {
+        if reads || report.invariance || !report.protocols.is_empty() {
             return Err("report: the parts of a collection say how their votes are read; leave out value, rule, \
-                        more_rules and protocols"
+                        more_rules, invariance and protocols"
                 .to_owned());
         }
         if !(self.base.is_empty() && self.axis.is_empty() && self.paper.is_empty() && self.theory.is_empty()) {
@@ -466,18 +495,16 @@ fn collected(part_axis: &str, parts: &[Part], report: &ReportTable) -> Result<Ve
     let point = |label: &str| Point { label: label.to_owned(), changes: Table::new() };
     let mut axes = vec![(part_axis.to_owned(), parts.iter().map(|part| point(&part.label)).collect::<Vec<_>>())];
     for part in parts {
-        let own = |axis: &String| part.pipeline.axes.iter().any(|(name, _)| name == axis);
+        let wrong = |reason: String| Err(format!("part `{}`: {reason}", part.label));
+        let own = |axis: &str| part.pipeline.axes.iter().any(|(name, _)| name == axis);
+        if own(part_axis) {
+            return wrong(format!("it has an axis `{part_axis}` of its own; call part_axis otherwise"));
+        }
         let placed = report.rows.iter().chain(&report.columns).filter(|axis| *axis != part_axis);
         if let Some(axis) = placed.into_iter().find(|axis| !own(axis)) {
-            return Err(format!("part `{}`: it has no axis `{axis}`, which the table is laid out by", part.label));
+            return wrong(format!("it has no axis `{axis}`, which the table is laid out by"));
         }
         for (axis, points) in &part.pipeline.axes {
-            if axis == part_axis {
-                return Err(format!(
-                    "part `{}`: it has an axis `{axis}` of its own; call part_axis otherwise",
-                    part.label
-                ));
-            }
             let index = axes.iter().position(|(known, _)| known == axis).unwrap_or_else(|| {
                 axes.push((axis.clone(), Vec::new()));
                 axes.len() - 1
@@ -518,7 +545,9 @@ pub fn merged(base: &Table, over: &Table) -> Table {
 }
 
 fn renames(old: &Table, new: &Table) -> bool {
-    ["name", "source", "rule"].iter().any(|key| new.get(*key).is_some_and(|name| name.is_string() && old.get(*key) != Some(name)))
+    ["name", "source", "rule"]
+        .iter()
+        .any(|key| new.get(*key).is_some_and(|name| name.is_string() && old.get(*key) != Some(name)))
 }
 
 fn label_points(axis: &Axis) -> Result<(String, Vec<Point>), String> {
@@ -627,8 +656,8 @@ fn check_comparison(by: &Comparison, report: &ReportTable, axes: &[(String, Vec<
     if by.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
         return wrong("share: give a number above 0, at most 1".to_owned());
     }
-    if values.flatten().any(|value| value == Quantity::SoftAttackSuccessRate) {
-        return wrong("the soft attack success rate counts draws, and cannot be compared image by image".to_owned());
+    if let Some(value) = values.flatten().find(|value| value.counts_draws()) {
+        return wrong(format!("{} counts draws, and cannot be compared image by image", value.name()));
     }
     Ok(())
 }

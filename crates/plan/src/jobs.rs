@@ -43,6 +43,8 @@ pub struct Cost {
     pub gradient_queries: u64,
     /// Forward passes of one image, by votes.
     pub votes: u64,
+    /// Forward passes of one image, by detectors: to judge votes, and to be fitted.
+    pub detector: u64,
     /// Training passes of one image.
     pub training_images: u64,
     /// Jobs whose number of images is not written anywhere; they are counted as 0.
@@ -54,6 +56,7 @@ impl AddAssign for Cost {
         self.forward_queries += other.forward_queries;
         self.gradient_queries += other.gradient_queries;
         self.votes += other.votes;
+        self.detector += other.detector;
         self.training_images += other.training_images;
         self.unknown += other.unknown;
     }

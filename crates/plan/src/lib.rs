@@ -4,6 +4,7 @@
 //! addresses ([`jobs`]), and all jobs of all files become one set of Make rules ([`make`]).
 
 pub mod cells;
+pub mod figures;
 pub mod file;
 pub mod jobs;
 pub mod make;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 pub use file::{Kind, Pipeline, Scale};
 pub use jobs::{Cost, Job, Jobs};
 pub use sources::Sources;
+use stage_report::Figure;
 
 /// Result of planning.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -105,6 +107,8 @@ pub struct Report {
     pub title: String,
     /// What to make, or why this machine cannot and what to do about it.
     pub work: std::result::Result<Work, String>,
+    /// The figures it draws.
+    pub figures: Vec<Figure>,
 }
 
 /// A report's parameters, and the tables it reads.
@@ -130,10 +134,29 @@ impl Plan {
                 let reason = "another file of the same name is planned already".to_owned();
                 return Err(Error::File { path: path.clone(), reason });
             }
+            plan.claim_files(&pipeline)?;
             let work = cells::plan(&pipeline, sources, options, &mut plan.jobs)?;
-            plan.reports.push(Report { name: pipeline.name, title: pipeline.title, work });
+            let Pipeline { name, title, figures, .. } = pipeline;
+            plan.reports.push(Report { name, title, work, figures });
         }
         Ok(plan)
+    }
+
+    /// Fails where the files of a pipeline's report are those of another's.
+    fn claim_files(&self, pipeline: &Pipeline) -> Result<()> {
+        let stems = |name: &str, figures: &[Figure]| {
+            let figures = figures.iter().map(|figure| format!("{name}-{}", figure.name));
+            std::iter::once(name.to_owned()).chain(figures).collect::<Vec<_>>()
+        };
+        let ours = stems(&pipeline.name, &pipeline.figures);
+        for report in &self.reports {
+            if let Some(stem) = stems(&report.name, &report.figures).iter().find(|stem| ours.contains(stem)) {
+                let reason =
+                    format!("its report and that of {} would both write {stem}.csv; rename a figure", report.name);
+                return Err(Error::File { path: pipeline.path.clone(), reason });
+            }
+        }
+        Ok(())
     }
 
     /// The report of this name.

@@ -100,7 +100,7 @@ fn job_rules(plan: &Plan, job: &Job, options: &Options) -> Result<String> {
 
 /// The command that makes one part of a job.
 fn command(words: Words, plan: &Plan, job: &Job, shard: usize, options: &Options) -> Result<String> {
-    let heavy = matches!(job.stage, "finetune" | "attack");
+    let heavy = matches!(job.stage, "finetune" | "fit" | "attack");
     let mut text = if heavy { words.run.to_owned() } else { String::new() };
     write!(text, "{}{} --params {}", words.bin, job.stage, parameters(job, options)).expect("a string takes all");
     if job.parts > 1 {
@@ -150,15 +150,15 @@ pub fn list(plan: &Plan, name: &str, options: &Options) -> Result<String> {
 #[must_use]
 pub fn costs(plan: &Plan) -> String {
     let mut text = format!(
-        "{:<20} {:>6} {:>20} {:>20} {:>20} {:>20}\n",
-        "pipeline", "jobs", "forward queries", "gradient queries", "votes, at most", "training images"
+        "{:<20} {:>6} {:>18} {:>18} {:>18} {:>18} {:>18}\n",
+        "pipeline", "jobs", "forward queries", "gradient queries", "votes, at most", "by detectors", "training images"
     );
     let mut row = |name: &str, jobs: &[&Job]| {
         let mut cost = Cost::default();
         jobs.iter().for_each(|job| cost += job.cost);
         let note = if cost.unknown == 0 { String::new() } else { format!("  + {} jobs of unknown size", cost.unknown) };
-        let numbers = [cost.forward_queries, cost.gradient_queries, cost.votes, cost.training_images];
-        let numbers: String = numbers.iter().map(|&number| format!(" {:>20}", grouped(number))).collect();
+        let numbers = [cost.forward_queries, cost.gradient_queries, cost.votes, cost.detector, cost.training_images];
+        let numbers: String = numbers.iter().map(|&number| format!(" {:>18}", grouped(number))).collect();
         writeln!(text, "{name:<20} {:>6}{numbers}{note}", jobs.len()).expect("a string takes all");
     };
     for report in &plan.reports {
@@ -199,7 +199,7 @@ pub fn garbage(root: &Path) -> Result<Vec<PathBuf>> {
         named.iter().filter_map(|path| path.rsplit_once('/')).map(|(folder, _)| folder).collect();
     let name = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_string_lossy().into_owned();
     let mut garbage = Vec::new();
-    for stage in ["sample", "finetune", "attack", "theory"] {
+    for stage in ["sample", "finetune", "fit", "attack", "theory"] {
         for folder in entries(&root.join("data").join(stage))? {
             if !folders.contains(name(&folder).as_str()) {
                 garbage.push(folder);

@@ -4,13 +4,14 @@ use std::time::Instant;
 
 use artifact::AttackRow;
 use attacks::{Guides, Snapshot, Victim};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use game::{Key, Norm, Phase};
 use stage::{Context, Invalid, Progress, images::Images};
 use trained::Trained;
 
 use crate::{
     Params, Stop, Votes,
+    detect::Fitted,
     metered::Metered,
     votes::{Ballot, Poll},
 };
@@ -23,6 +24,7 @@ pub(crate) struct Cell<'a> {
     pub params: &'a Params,
     pub ctx: &'a Context,
     pub trained: &'a Trained,
+    pub detector: Option<&'a Fitted>,
     /// The first image of each class of the whole sample, for attacks that imitate other images.
     pub guides: Option<&'a Images>,
 }
@@ -42,12 +44,13 @@ impl Cell<'_> {
 
     /// Whether all draws of an image are alike.
     fn is_certain(&self) -> bool {
-        self.params.defense.name() == "none" && !self.trained.is_stochastic
+        self.params.defense.name() == "none" && !self.trained.is_stochastic && self.detector.is_none()
     }
 
-    /// How votes are taken: in full where their logits are averaged.
+    /// How votes are taken: in full where their logits are averaged, or a detector judges each.
     fn votes(&self) -> Votes {
-        let stop = if self.params.keep_logits { Stop::Never } else { self.params.votes.stop };
+        let stop =
+            if self.params.keep_logits || self.detector.is_some() { Stop::Never } else { self.params.votes.stop };
         Votes { stop, ..self.params.votes }
     }
 
@@ -59,19 +62,27 @@ impl Cell<'_> {
     /// Forward evaluations of the network for this many images at most, by the attack and by the votes.
     pub fn evaluations(&self, images: u64) -> u64 {
         let cost = self.params.attack.build().cost();
-        images * (cost.forward + self.polls() * u64::from(self.params.votes.draws))
+        images * (cost.forward + self.polls() * self.evaluations_per_poll())
+    }
+
+    /// Forward evaluations of the network by one vote about one image at most.
+    fn evaluations_per_poll(&self) -> u64 {
+        u64::from(self.params.votes.draws) * (1 + self.detector.map_or(0, Fitted::draws))
     }
 
     /// Says what the cell will cost.
     pub fn announce(&self, images: u64) {
         let cost = self.params.attack.build().cost();
         let votes = images * self.polls() * u64::from(self.params.votes.draws);
+        let detector =
+            self.detector.map(|detector| format!(", the detector evaluating {} times each", detector.draws()));
         self.ctx.announce(&format!(
-            "{} against {} on {images} images: {} forward and {} backward evaluations, and up to {votes} votes",
+            "{} against {} on {images} images: {} forward and {} backward evaluations, and up to {votes} votes{}",
             self.params.attack.name(),
             self.params.defense.name(),
             images * cost.forward,
             images * cost.backward,
+            detector.unwrap_or_default(),
         ));
     }
 
@@ -106,13 +117,13 @@ impl Cell<'_> {
     pub fn attack(&self, images: &Images, batch: usize, progress: &Progress) -> anyhow::Result<Vec<AttackRow>> {
         let metered = Metered { network: self.trained.network.as_ref(), progress };
         let victim = Victim { net: self.trained.network.as_ref(), defense: self.params.defense.build(), batch };
-        let chunk = Chunk { cell: self, images, x: tensor(images)?, victim };
+        let chunk = Chunk { cell: self, images, x: images.tensor()?, victim };
         let snapshots = chunk.snapshots(&Victim { net: &metered, ..victim })?;
         let before = snapshots.iter().filter(|_| self.is_control()).map(|snapshot| (Phase::Before, snapshot));
         let mut columns = Vec::new();
         for (phase, snapshot) in before.chain(snapshots.iter().map(|snapshot| (Phase::After, snapshot))) {
             columns.push(chunk.rows(phase, snapshot)?.into_iter());
-            progress.advance(images.len() as u64 * u64::from(self.params.votes.draws));
+            progress.advance(images.len() as u64 * self.evaluations_per_poll());
         }
         // From one list per snapshot to one per image.
         Ok((0..images.len()).flat_map(|_| columns.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>()).collect())
@@ -134,7 +145,7 @@ impl Chunk<'_> {
         let params = self.cell.params;
         let goal = params.goal.of(&self.images.labels);
         let mut snapshots = Vec::new();
-        let guides = self.cell.guides.map(|guides| anyhow::Ok((tensor(guides)?, &guides.labels))).transpose()?;
+        let guides = self.cell.guides.map(|guides| anyhow::Ok((guides.tensor()?, &guides.labels))).transpose()?;
         let guides = guides.as_ref().map(|(x, labels)| Guides { x, labels });
         params.attack.build().run(victim, &self.x, &goal, &self.keys(Phase::Attack), guides, &mut |snapshot| {
             snapshots.push(snapshot);
@@ -152,7 +163,8 @@ impl Chunk<'_> {
         if phase == Phase::After {
             keys.iter_mut().for_each(|key| *key = key.at(snapshot.step as u64));
         }
-        let poll = Poll { victim: self.victim, votes: self.cell.votes(), alike: self.cell.is_certain() };
+        let Cell { detector, .. } = *self.cell;
+        let poll = Poll { victim: self.victim, votes: self.cell.votes(), alike: self.cell.is_certain(), detector };
         let (ballots, evaluations) = poll.cast(&snapshot.x, &keys)?;
         self.cell.ctx.time("votes", evaluations, start.elapsed().as_secs_f64());
         ballots.into_iter().enumerate().map(|(i, ballot)| self.row(i, phase, snapshot, ballot)).collect()
@@ -178,7 +190,7 @@ impl Chunk<'_> {
             phase: if phase == Phase::Before { "before" } else { "after" }.to_owned(),
             step: snapshot.step as u32,
             votes: ballot.votes,
-            flags: None,
+            flags: ballot.flags,
             mean_logits: params.keep_logits.then_some(ballot.mean_logits),
             mean_probabilities: params.keep_logits.then_some(ballot.mean_probabilities),
             loss: snapshot.loss[i],
@@ -191,11 +203,6 @@ impl Chunk<'_> {
             delta: params.keep_delta.then(delta),
         })
     }
-}
-
-/// Images as `(n, 3, h, w)` in `[0, 1]`.
-fn tensor(images: &Images) -> candle_core::Result<Tensor> {
-    Tensor::from_vec(images.to_f32(), (images.len(), 3, images.height, images.width), &Device::Cpu)
 }
 
 impl Distance {

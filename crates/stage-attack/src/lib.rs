@@ -4,20 +4,21 @@
 //! the images beside it in a batch nor the shard that holds it matter.
 
 mod cell;
+mod detect;
 mod metered;
 mod params;
 mod votes;
 
-use artifact::{AttackRow, Reader, Row as _, SampleRow, Shard, Writer};
+use artifact::{AttackRow, Shard, Writer};
 use stage::{
     Context, Stage, Unfit, Usage,
     images::{self, Images},
 };
 use trained::Trained;
 
-pub use params::{Goal, Params, Stop, Votes};
+pub use params::{Detection, Goal, Params, Stop, Votes};
 
-use crate::cell::Cell;
+use crate::{cell::Cell, detect::Fitted};
 
 /// The stage.
 #[derive(Debug)]
@@ -40,9 +41,10 @@ impl Stage for Attack {
         };
         fits(params, &trained, &first)?;
         let batch = trained::batch(&first);
-        let images = count(ctx, params.limit)?;
+        let images = images::count(ctx, ctx.shard, params.limit)?;
         let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
-        let cell = Cell { params, ctx, trained: &trained, guides: guides.as_ref() };
+        let detector = Fitted::open(params, &trained, ctx)?;
+        let cell = Cell { params, ctx, trained: &trained, detector: detector.as_ref(), guides: guides.as_ref() };
         cell.announce(images);
         let progress = ctx.progress(cell.evaluations(images), "evaluations");
         for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
@@ -70,16 +72,6 @@ fn guides(ctx: &Context) -> anyhow::Result<Images> {
         }
     }
     guides.ok_or_else(|| Unfit("the sample holds no image to imitate".to_owned()).into())
-}
-
-/// The number of images of this shard.
-fn count(ctx: &Context, limit: Option<u32>) -> anyhow::Result<u64> {
-    let mut rows = 0;
-    for input in ctx.of_kind(SampleRow::KIND) {
-        rows += Reader::<SampleRow>::open(&input.path)?.rows();
-    }
-    let (rows, Shard { index, count }) = (rows.min(limit.map_or(u64::MAX, u64::from)), ctx.shard);
-    Ok((rows + u64::from(count - 1 - index)) / u64::from(count))
 }
 
 /// Fails where labels or the target are no classes of the network.

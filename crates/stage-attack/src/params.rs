@@ -22,6 +22,10 @@ pub struct Params {
     /// How the defended network is asked for its opinion.
     #[serde(default)]
     pub votes: Votes,
+    /// How the detector among the inputs judges every vote; then no vote stops early, for what it flags is no part of the
+    /// majority. The attack does not see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<Detection>,
     /// Whether the mean logits and the mean probabilities of every vote are stored; then no vote stops early, for a mean
     /// over draws that ended at a majority would be biased.
     #[serde(default)]
@@ -86,6 +90,29 @@ impl Default for Votes {
     }
 }
 
+/// How a fitted detector is used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Detection {
+    /// The probability, in `(0, 1)`, that one margin of a clean image exceeds the threshold, were its erosion normal.
+    pub false_positive_rate: f64,
+}
+
+impl Default for Detection {
+    fn default() -> Self {
+        Self { false_positive_rate: 0.001 }
+    }
+}
+
+impl Detection {
+    fn check(self) -> Result<(), String> {
+        if self.false_positive_rate > 0.0 && self.false_positive_rate < 1.0 {
+            return Ok(());
+        }
+        Err(format!("detector.false_positive_rate: {} is not between 0 and 1", self.false_positive_rate))
+    }
+}
+
 /// When to stop drawing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -106,6 +133,13 @@ impl Params {
         self.inside.as_ref().map_or(Ok(()), nets::Inside::check).map_err(|fault| format!("inside: {fault}"))?;
         self.defense.check().map_err(|fault| format!("defense: {fault}"))?;
         self.attack.check().map_err(|fault| format!("attack: {fault}"))?;
+        self.detector.map_or(Ok(()), Detection::check)?;
+        if self.detector.is_some() && self.defense.name() != "none" {
+            let name = self.defense.name();
+            return Err(format!(
+                "detector: it is fitted without a defense, not behind `{name}`; set the defense to none"
+            ));
+        }
         if self.votes.draws == 0 {
             return Err("votes.draws: a vote needs at least 1 draw".to_owned());
         }

@@ -8,13 +8,15 @@ use game::{
 };
 use stage::Invalid;
 
-use crate::{Stop, Votes};
+use crate::{Stop, Votes, detect::Fitted};
 
 /// The recorded vote about one image.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ballot {
     /// The class of every draw, in order, up to the one that settled the vote.
     pub votes: Vec<u16>,
+    /// Whether the detector flagged the image in each of these draws; nothing without a detector.
+    pub flags: Option<Vec<bool>>,
     /// Mean of the drawn logits.
     pub mean_logits: Vec<f32>,
     /// Mean of the drawn probabilities.
@@ -28,11 +30,14 @@ pub(crate) struct Poll<'a> {
     pub votes: Votes,
     /// Whether all draws of an image are alike, so that one stands for all.
     pub alike: bool,
+    /// What looks at the image of every draw.
+    pub detector: Option<&'a Fitted>,
 }
 
 /// One image's vote so far.
 struct Count {
     votes: Vec<u16>,
+    flags: Option<Vec<bool>>,
     tally: Tally,
     logits: Vec<f64>,
     probabilities: Vec<f64>,
@@ -49,6 +54,7 @@ impl Poll<'_> {
         let classes = self.victim.net.classes();
         let new = || Count {
             votes: Vec::new(),
+            flags: self.detector.map(|_| Vec::new()),
             tally: Tally::new(classes, self.votes.draws),
             logits: vec![0.0; classes],
             probabilities: vec![0.0; classes],
@@ -63,10 +69,10 @@ impl Poll<'_> {
                 return Ok((ballots, evaluations));
             }
             for draws in round.chunks(self.victim.batch) {
-                evaluations += draws.len() as u64;
-                for (&(image, _), logits) in draws.iter().zip(self.logits(x, keys, draws)?) {
+                evaluations += draws.len() as u64 * (1 + self.detector.map_or(0, Fitted::draws));
+                for (&(image, _), answer) in draws.iter().zip(self.ask(x, keys, draws)?) {
                     let repeats = if self.alike { self.votes.draws } else { 1 };
-                    (0..repeats).try_for_each(|_| counts[image].take(&logits, self.votes.stop))?;
+                    (0..repeats).try_for_each(|_| counts[image].take(&answer, self.votes.stop))?;
                 }
             }
         }
@@ -83,17 +89,29 @@ impl Poll<'_> {
         .collect()
     }
 
-    fn logits(&self, x: &Tensor, keys: &[Key], draws: &[(usize, u64)]) -> candle_core::Result<Vec<Vec<f32>>> {
+    /// Answers to some draws; the detector has the child 2 of a draw's key.
+    fn ask(&self, x: &Tensor, keys: &[Key], draws: &[(usize, u64)]) -> anyhow::Result<Vec<Answer>> {
         let images: Vec<u32> = draws.iter().map(|&(image, _)| image as u32).collect();
         let keys: Vec<Key> = draws.iter().map(|&(image, draw)| keys[image].at(draw)).collect();
         let x = x.index_select(&Tensor::new(images, x.device())?, 0)?;
-        self.victim.predict(&x, &keys)?.to_device(&Device::Cpu)?.to_vec2()
+        let Victim { net, batch, .. } = self.victim;
+        let logits = self.victim.predict(&x, &keys)?.to_device(&Device::Cpu)?;
+        let keys: Vec<Key> = keys.iter().map(|key| key.at(2)).collect();
+        let flags = self.detector.map(|detector| detector.flags(net, &x, &logits, &keys, batch)).transpose()?;
+        let answers = logits.to_vec2()?.into_iter().enumerate();
+        Ok(answers.map(|(i, logits)| Answer { logits, flag: flags.as_ref().map(|flags| flags[i]) }).collect())
     }
+}
+
+/// The answer to one draw.
+struct Answer {
+    logits: Vec<f32>,
+    flag: Option<bool>,
 }
 
 impl Count {
     /// Counts one draw, unless the vote is settled.
-    fn take(&mut self, logits: &[f32], stop: Stop) -> Result<(), Invalid> {
+    fn take(&mut self, Answer { logits, flag }: &Answer, stop: Stop) -> Result<(), Invalid> {
         if self.settled {
             return Ok(());
         }
@@ -103,6 +121,7 @@ impl Count {
         let class = (1..logits.len()).fold(0, |best, class| if logits[class] > logits[best] { class } else { best });
         self.votes.push(class as u16);
         self.tally.push(class as u16);
+        self.flags.iter_mut().for_each(|flags| flags.extend(flag));
         self.logits.iter_mut().zip(logits).for_each(|(sum, &logit)| *sum += f64::from(logit));
         self.probabilities.iter_mut().zip(softmax(logits, class)).for_each(|(sum, p)| *sum += p);
         self.settled = self.tally.remaining() == 0 || stop == Stop::Majority && self.tally.decided().is_some();
@@ -125,7 +144,12 @@ impl Count {
     fn ballot(self) -> Ballot {
         let draws = self.votes.len().max(1) as f64;
         let mean = |sums: Vec<f64>| sums.into_iter().map(|sum| (sum / draws) as f32).collect();
-        Ballot { votes: self.votes, mean_logits: mean(self.logits), mean_probabilities: mean(self.probabilities) }
+        Ballot {
+            votes: self.votes,
+            flags: self.flags,
+            mean_logits: mean(self.logits),
+            mean_probabilities: mean(self.probabilities),
+        }
     }
 }
 
@@ -187,7 +211,8 @@ mod tests {
         let victim = Victim { net: &net, defense: &Uniform, batch };
         let x = Tensor::zeros((images, 1, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
         let keys: Vec<Key> = (0..images as u64).map(|i| Key::root(4).at(i)).collect();
-        let result = Poll { victim, votes: Votes { draws, stop }, alike: false }.cast(&x, &keys).unwrap();
+        let result =
+            Poll { victim, votes: Votes { draws, stop }, alike: false, detector: None }.cast(&x, &keys).unwrap();
         assert_eq!(result.1, net.calls.into_inner());
         result
     }
@@ -262,7 +287,7 @@ mod tests {
         let keys = [Key::root(0), Key::root(1)];
         for stop in [Stop::Majority, Stop::Never] {
             let victim = Victim { net: &Fixed, defense: &identity, batch: 8 };
-            let poll = Poll { victim, votes: Votes { draws: 10, stop }, alike: false };
+            let poll = Poll { victim, votes: Votes { draws: 10, stop }, alike: false, detector: None };
             let (all, evaluations) = poll.cast(&x, &keys).unwrap();
             assert_eq!(all[0].votes.len(), if stop == Stop::Never { 10 } else { 6 });
             let (one, once) = Poll { alike: true, ..poll }.cast(&x, &keys).unwrap();
@@ -287,7 +312,9 @@ mod tests {
         }
         let victim = Victim { net: &Broken, defense: &Uniform, batch: 8 };
         let x = Tensor::zeros((1, 1, 1, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let error = Poll { victim, votes: Votes::default(), alike: false }.cast(&x, &[Key::root(0)]).unwrap_err();
+        let error = Poll { victim, votes: Votes::default(), alike: false, detector: None }
+            .cast(&x, &[Key::root(0)])
+            .unwrap_err();
         assert!(error.is::<Invalid>(), "{error}");
     }
 }

@@ -8,12 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use artifact::{AttackRow, FinetuneRow, Writer};
+use artifact::AttackRow;
 use candle_core::{Device, Tensor};
 use game::{Classifier as _, Key, Phase, vote::majority};
-use nets::{Network, Weights, weights};
+use nets::Network;
 use serde_json::{Value, json};
-use support::{CLASSES, SIDE, done, failed, provenance, rows, run, sample};
+use support::{SIDE, done, failed, model, network_weights, rows, run, sample, store};
 use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_attack");
@@ -44,45 +44,6 @@ impl Bench {
         done(&run(BINARY, params, &out, arguments, &[&self.network, &self.sample]));
         rows(&out)
     }
-}
-
-fn model() -> Value {
-    json!({"name": "cifar-resnet", "depth": 8, "width": 4, "classes": 3})
-}
-
-fn network_weights() -> Weights {
-    let spec: nets::Spec = serde_json::from_value(model()).unwrap();
-    let mut weights = weights::initialise(&spec.graph().unwrap(), Key::root(5)).unwrap();
-    // Statistics of its own images, roughly, so that its logits are neither huge nor all the same.
-    for (name, tensor) in &mut weights {
-        if name.ends_with("running_var") {
-            *tensor = (tensor.clone() * 2.0).unwrap();
-        }
-    }
-    weights
-}
-
-/// Writes a finetune table of one epoch.
-fn store(table: &Path, network: &Weights, sha256: Option<String>) {
-    fs::create_dir_all(table.parent().unwrap()).unwrap();
-    let file = table.with_file_name("epoch-000.safetensors");
-    weights::save(&file, network, &Default::default()).unwrap();
-    let row = FinetuneRow {
-        epoch: 0,
-        steps: 0,
-        learning_rate: None,
-        train_loss: None,
-        train_accuracy: None,
-        validation_correct: None,
-        validation_images: None,
-        weights: Some("epoch-000.safetensors".to_owned()),
-        sha256: Some(sha256.unwrap_or_else(|| artifact::sha256(&file).unwrap())),
-        best: true,
-    };
-    let facts = json!({"model": model(), "classes": CLASSES, "height": SIDE, "width": SIDE});
-    let mut writer = Writer::<FinetuneRow>::create(table, provenance("finetune", facts)).unwrap();
-    writer.push(&[row]).unwrap();
-    writer.finish().unwrap();
 }
 
 fn pgd(steps: &[u32]) -> Value {
@@ -348,6 +309,152 @@ fn bad_input_gives_one_line_and_the_right_code() {
     fs::remove_file(changed.with_file_name("epoch-000.safetensors")).unwrap();
     failed(&attempt(&pgd(&[1]), &[&changed, sample]), 3, &["epoch-000.safetensors", "no such file"]);
     assert!(!out.exists());
+}
+
+/// Fits a detector to a network; the table's path.
+fn fitted(bench: &Bench, name: &str, network: &Path, params: Value) -> PathBuf {
+    let mut ctx = stage::Context::new(bench.out(name));
+    ctx.inputs = [network, &bench.sample].map(|path| stage::Input::open(path).unwrap()).into();
+    stage::run::<stage_fit::Fit>(&serde_json::from_value(params).unwrap(), &ctx).unwrap();
+    ctx.out
+}
+
+fn odds() -> Value {
+    json!({"detector": {"name": "odds", "draws": 5, "sigma": "20/255"}, "epoch": "last", "seed": 4})
+}
+
+/// Without a defense, judged by a detector in 3 draws.
+fn detected(params: Value) -> Value {
+    let undefended = with(with(params, "/defense", json!({"name": "none"})), "/votes/draws", json!(3));
+    with(undefended, "/detector", json!({"false_positive_rate": 0.2}))
+}
+
+#[test]
+fn flags_are_those_of_the_documented_keys_on_an_independent_executor() {
+    let bench = Bench::new();
+    let detector = fitted(&bench, "detector", &bench.network, odds());
+    let out = bench.out("a");
+    done(&run(BINARY, &detected(none()), &out, &[], &[&detector, &bench.network, &bench.sample]));
+    let rows: Vec<AttackRow> = rows(&out);
+    let spec: nets::Spec = serde_json::from_value(model()).unwrap();
+    let network = Network::new(&spec.graph().unwrap(), &network_weights(), &Device::Cpu).unwrap();
+    let known: Vec<artifact::DetectorRow> = support::rows(&detector);
+    let pictures: Vec<artifact::SampleRow> = support::rows(&bench.sample);
+    // The 80% quantile of the standard normal.
+    let threshold = 0.841_621_233_572_914_2;
+    let (mut flagged, mut unsteady) = (0, 0);
+    for (i, row) in rows.iter().enumerate() {
+        let flags = row.flags.as_ref().unwrap();
+        assert_eq!((row.votes.len(), flags.len()), (3, 3), "votes are taken in full");
+        let pixels = stage::images::decode(&pictures[i / 2].png).unwrap().pixels;
+        let pixels: Vec<f32> = pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect();
+        let logits = |pixels: &[f32]| {
+            let x = Tensor::from_slice(pixels, (1, 3, SIDE as usize, SIDE as usize), &Device::Cpu).unwrap();
+            network.logits(&x, &[Key::root(0)]).unwrap().to_vec2::<f32>().unwrap().remove(0)
+        };
+        let image = match row.phase.as_str() {
+            "before" => Key::root(1).phase(Phase::Before).at(row.id.into()),
+            _ => Key::root(1).phase(Phase::After).at(row.id.into()).at(0),
+        };
+        let clean = logits(&pixels);
+        for (draw, (&flag, &class)) in flags.iter().zip(&row.votes).enumerate() {
+            let mut margins = [0.0; 3];
+            for noise_draw in 0..5 {
+                let mut noise = vec![0.0; pixels.len()];
+                image.at(draw as u64).at(2).at(noise_draw).fill_normal(&mut noise);
+                let noisy = pixels.iter().zip(&noise).map(|(x, z)| (x + 20.0 / 255.0 * z).clamp(0.0, 1.0));
+                let noisy = logits(&noisy.collect::<Vec<f32>>());
+                let margin = |logits: &[f32], other: usize| f64::from(logits[usize::from(class)] - logits[other]);
+                for (other, sum) in margins.iter_mut().enumerate() {
+                    *sum += (margin(&clean, other) - margin(&noisy, other)) / 5.0;
+                }
+            }
+            let tests = known.iter().filter(|known| known.predicted == u32::from(class) && known.images >= 3);
+            let scores = tests
+                .map(|known| (margins[known.other as usize] - known.mean.unwrap()) / known.standard_deviation.unwrap());
+            let score = scores.fold(f64::NEG_INFINITY, f64::max);
+            assert!(flag == (score > threshold) || (score - threshold).abs() < 1e-2, "{score}");
+            flagged += usize::from(flag);
+        }
+        unsteady += usize::from(flags.iter().any(|flag| *flag != flags[0]));
+    }
+    assert!(flagged > 0 && flagged < 3 * rows.len(), "{flagged}");
+    assert!(unsteady > 0, "every draw has its own noise");
+    let timing = artifact::read::<artifact::TimingRow>(&out.with_extension("timing.parquet")).unwrap().1;
+    let evaluations = timing.iter().find(|row| row.work == "votes").unwrap().count;
+    assert_eq!(evaluations, 2 * 3 * (1 + 5) * u64::from(IMAGES), "a vote, and the detector's draws");
+}
+
+#[test]
+fn a_detector_changes_flags_alone_and_neither_parts_nor_threads_change_them() {
+    let bench = Bench::new();
+    let detector = fitted(&bench, "detector", &bench.network, odds());
+    let inputs: [&Path; 3] = [&detector, &bench.network, &bench.sample];
+    let params = with(detected(pgd(&[1, 3])), "/keep_delta", json!(true));
+    let attack = |name: &str, arguments: &[&str]| -> Vec<AttackRow> {
+        let out = bench.out(name);
+        done(&run(BINARY, &params, &out, arguments, &inputs));
+        rows(&out)
+    };
+    let whole = attack("whole", &["--threads", "1"]);
+    let parts: Vec<Vec<AttackRow>> =
+        (0..2).map(|i| attack(&format!("part-{i}"), &["--threads", "3", "--shard", &format!("{i}/2")])).collect();
+    let joined: Vec<AttackRow> =
+        whole.chunks(2).enumerate().flat_map(|(i, _)| parts[i % 2][i / 2 * 2..][..2].to_vec()).collect();
+    same(&joined, &whole);
+    assert!(whole.iter().any(|row| row.flags.as_ref().unwrap().contains(&true)));
+    let mut plain = params.clone();
+    plain.as_object_mut().unwrap().remove("detector");
+    let plain = bench.attack("plain", &with(plain, "/votes/stop", json!("never")), &[]);
+    let unflagged: Vec<AttackRow> = whole.into_iter().map(|row| AttackRow { flags: None, ..row }).collect();
+    same(&unflagged, &plain);
+}
+
+#[test]
+fn a_detector_that_does_not_fit_is_refused() {
+    let bench = Bench::new();
+    let out = bench.out("a");
+    let (network, sample): (&Path, &Path) = (&bench.network, &bench.sample);
+    let detector = fitted(&bench, "detector", network, odds());
+    let refuse = |params: &Value, inputs: &[&Path], code: i32, words: &[&str]| {
+        failed(&run(BINARY, params, &out, &[], inputs), code, words);
+        assert!(!out.exists());
+    };
+    let params = detected(none());
+    refuse(&params, &[network, sample], 3, &["`detector`", "name one"]);
+    let rate = |rate| with(params.clone(), "/detector/false_positive_rate", json!(rate));
+    refuse(&rate(0.0), &[network, sample, &detector], 2, &["detector.false_positive_rate", "0"]);
+    refuse(&rate(1.0), &[network, sample, &detector], 2, &["detector.false_positive_rate", "1"]);
+    let defended = with(params.clone(), "/defense", json!({"name": "rotation"}));
+    refuse(&defended, &[network, sample, &detector], 2, &["detector", "rotation", "none"]);
+
+    let other = bench.folder.path().join("other/part.parquet");
+    let mut weights = network_weights();
+    weights.insert("linear.bias".to_owned(), (weights["linear.bias"].clone() + 0.5).unwrap());
+    store(&other, &weights, None);
+    refuse(&params, &[&other, sample, &detector], 3, &["detector", "another network", "fit a detector"]);
+    let inside = json!({"name": "activation-pruning"});
+    let random = with(params.clone(), "/inside", inside.clone());
+    refuse(&random, &[network, sample, &detector], 3, &["randomness inside", "fit a detector"]);
+    let pruned = fitted(&bench, "pruned", network, with(odds(), "/inside", inside));
+    done(&run(BINARY, &with(random, "/limit", json!(1)), &bench.out("random"), &[], &[network, sample, &pruned]));
+    refuse(&params, &[network, sample, &detector, &pruned], 3, &["both `detector` tables"]);
+
+    let (provenance, mut rows) = artifact::read::<artifact::DetectorRow>(&detector).unwrap();
+    let rewrite = |rows: &[artifact::DetectorRow]| {
+        let mut writer = artifact::Writer::create(&detector, provenance.clone()).unwrap();
+        writer.push(rows).unwrap();
+        writer.finish().unwrap();
+    };
+    rewrite(&rows[1..]);
+    refuse(&params, &[network, sample, &detector], 3, &["5 rows", "has 6", "run fit again"]);
+    rewrite(&[&rows[..5], &rows[..1]].concat());
+    refuse(&params, &[network, sample, &detector], 3, &["twice", "run fit again"]);
+    (rows[2].images, rows[2].mean) = (3, Some(f64::NAN));
+    rewrite(&rows);
+    refuse(&params, &[network, sample, &detector], 3, &["NaN", "run fit again"]);
+    fs::write(&detector, &fs::read(&detector).unwrap()[..100]).unwrap();
+    refuse(&params, &[network, sample, &detector], 3, &["detector", "not a whole Parquet file"]);
 }
 
 #[test]

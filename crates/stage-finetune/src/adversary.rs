@@ -3,8 +3,8 @@
 use attacks::{Cost, Spec, Victim};
 use candle_core::{Device, Result, Tensor};
 use defenses::Identity;
-use game::{Classifier, Defense, Goal, Key};
-use nets::{Graph, Network, Weights};
+use game::{Defense, Goal, Key};
+use nets::{Graph, Weights};
 
 /// An attack on the network as it stands (Madry et al. 2018, section 2.1): away from the true class, through the defense.
 ///
@@ -16,23 +16,12 @@ pub(crate) struct Adversary<'a> {
     defense: &'a dyn Defense,
     graph: &'a Graph,
     device: &'a Device,
-    /// Whether the engine runs the network, rather than autograd.
-    compiled: bool,
 }
 
 impl<'a> Adversary<'a> {
-    /// An adversary of a network like this one.
-    pub fn new(
-        attack: &'a Spec,
-        defense: Option<&'a dyn Defense>,
-        (graph, weights): (&'a Graph, &Weights),
-        device: &'a Device,
-    ) -> Self {
-        let compiled = device.is_cpu()
-            && engine::Plan::new(graph, weights)
-                .inspect_err(|fault| tracing::warn!("the attack runs on autograd, for the engine cannot: {fault}"))
-                .is_ok();
-        Self { attack, defense: defense.unwrap_or(&Identity {}), graph, device, compiled }
+    /// An adversary of networks of this graph.
+    pub fn new(attack: &'a Spec, defense: Option<&'a dyn Defense>, graph: &'a Graph, device: &'a Device) -> Self {
+        Self { attack, defense: defense.unwrap_or(&Identity {}), graph, device }
     }
 
     /// The attack's name.
@@ -45,17 +34,13 @@ impl<'a> Adversary<'a> {
         self.attack.cost()
     }
 
-    /// The images `x` `(n, 3, h, w)` in `[0, 1]` as the attack leaves them, at most `batch` in an evaluation, and the
-    /// forward evaluations it took; `keys` holds one key per image.
-    pub fn attack(
-        &self,
-        weights: &Weights,
-        batch: usize,
-        x: &Tensor,
-        labels: &[u32],
-        keys: &[Key],
-    ) -> Result<(Tensor, u64)> {
-        let network = self.network(weights)?;
+    /// The images `x` `(n, 3, h, w)` in `[0, 1]` as the attack on these weights leaves them, and the forward evaluations
+    /// it took; `keys` holds one key per image.
+    ///
+    /// Compiling the network anew costs about one percent of ten steps of PGD.
+    pub fn attack(&self, weights: &Weights, x: &Tensor, labels: &[u32], keys: &[Key]) -> Result<(Tensor, u64)> {
+        let network = trained::executor(self.graph, weights, self.device)?;
+        let batch = trained::batch_of(x.dim(2)? * x.dim(3)?);
         let victim = Victim { net: network.as_ref(), defense: self.defense, batch };
         let goal = Goal::Untargeted(labels.to_vec());
         let mut last = (x.clone(), 0);
@@ -64,13 +49,5 @@ impl<'a> Adversary<'a> {
             Ok(())
         })?;
         Ok(last)
-    }
-
-    /// The network of these weights, frozen. Compiling costs about one percent of ten steps of PGD.
-    fn network(&self, weights: &Weights) -> Result<Box<dyn Classifier>> {
-        Ok(match self.compiled {
-            true => Box::new(engine::Plan::new(self.graph, weights)?),
-            false => Box::new(Network::new(self.graph, weights, self.device)?),
-        })
     }
 }

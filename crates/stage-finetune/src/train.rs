@@ -21,9 +21,6 @@ use crate::{
     store::{self, Store},
 };
 
-/// Images times pixels that one evaluation may hold; bounds memory, changes no number.
-const PIXELS: usize = 400_000;
-
 /// Everything a run needs that is decided before it starts.
 pub(crate) struct Run<'a> {
     pub ctx: &'a Context,
@@ -50,9 +47,8 @@ impl Run<'_> {
             None => self.begin(initial()?, &validation)?,
         };
         self.store.prune(&state.rows);
-        let network = (self.graph, &state.network);
         let spec = self.training.adversarial.as_ref();
-        let adversary = spec.map(|spec| Adversary::new(spec, self.data.defense, network, &self.ctx.device));
+        let adversary = spec.map(|spec| Adversary::new(spec, self.data.defense, self.graph, &self.ctx.device));
         self.announce(state.rows.len() as u32 - 1, training.len(), validation.len(), adversary.as_ref());
         let settings = Settings { weight_decay: self.training.weight_decay, ..Settings::default() };
         let mut trainee = Trainee::new(self.graph, &state.network, &self.ctx.device)?;
@@ -155,8 +151,7 @@ impl Run<'_> {
         keys: &[Key],
     ) -> candle_core::Result<Tensor> {
         let start = Instant::now();
-        let batch = evaluation(x.dim(2)? * x.dim(3)?);
-        let (x, queries) = adversary.attack(&trainee.weights()?, batch, x, labels, keys)?;
+        let (x, queries) = adversary.attack(&trainee.weights()?, x, labels, keys)?;
         self.ctx.time("attack_queries", queries, start.elapsed().as_secs_f64());
         Ok(x)
     }
@@ -224,11 +219,6 @@ impl Run<'_> {
     }
 }
 
-/// Images of so many pixels in one evaluation.
-fn evaluation(pixels: usize) -> usize {
-    (PIXELS / pixels.max(1)).clamp(4, 128)
-}
-
 /// Counts right answers of a frozen network on the images at `positions`, as `batch` makes them.
 pub(crate) fn evaluate(
     ctx: &Context,
@@ -241,7 +231,7 @@ pub(crate) fn evaluate(
     let network = Network::new(graph, weights, &ctx.device)?;
     let (height, width) = data.augment.size(data.images.height, data.images.width);
     let mut right = 0;
-    for positions in positions.chunks(evaluation(height * width)) {
+    for positions in positions.chunks(trained::batch_of(height * width)) {
         let (x, labels) = batch(positions)?;
         right += correct(&network.logits(&x.to_device(&ctx.device)?, &[])?, &labels)?;
     }

@@ -78,15 +78,44 @@ impl Store {
         for view in [&before, &zero, &noise] {
             after.same_images(view)?;
         }
+        let undefended = cell.undefended.as_deref().map(|name| self.undefended(name, cell)).transpose()?;
+        let compared = none.certain(before.draws).min(rule.n.unwrap_or(u32::MAX)) as usize;
         let budget = attack.budget();
         let join = |(id, row): (&u32, &&AttackRow)| {
             let ballot =
                 |view: &View<'_>| decide(view.rows[id], rule, view.draws).map_err(|why| view.refuse(*id, &why));
             let attacked = ballot(&after)?;
             let attacked = if budget.is_some_and(|budget| budget.exceeded(row)) { attacked.failed() } else { attacked };
-            Ok(Outcome::new(row, ballot(&before)?, [attacked, ballot(&zero)?, ballot(&noise)?]))
+            let alike = undefended.as_ref().map(|classes| {
+                let votes = before.rows[id].votes.get(..compared);
+                let votes = votes.ok_or_else(|| before.refuse(*id, "fewer votes than its parameters ask for"))?;
+                let class = classes.get(id).ok_or_else(|| before.refuse(*id, "not answered without the defense"))?;
+                Ok((votes.iter().filter(|vote| *vote == class).count() as u64, compared as u64))
+            });
+            let after = [attacked, ballot(&zero)?, ballot(&noise)?];
+            Ok(Outcome::new(row, ballot(&before)?, after, alike.transpose()?))
         };
         after.rows.iter().map(join).collect()
+    }
+
+    /// The class of every image by the network of a cell without its defense.
+    fn undefended(&self, name: &str, cell: &Cell) -> Result<BTreeMap<u32, u16>, Unfit> {
+        let (found, attack) = (self.folder(name)?, self.folder(&cell.attack)?);
+        let (theirs, ours) = (found.parameters(), attack.parameters());
+        let is_none = |of: &str| theirs.pointer(of).and_then(Value::as_str) == Some("none");
+        if !is_none("/attack/name") || !is_none("/defense/name") || theirs.get("inside").is_some() {
+            return Err(Unfit(format!("{name}: must hold the attack `none` on the network without a defense")));
+        }
+        if theirs.get("epoch") != ours.get("epoch") || !found.sources().is_subset(&attack.sources()) {
+            let text = format!("{name} and {} are of other images or other weights", cell.attack);
+            return Err(Unfit(format!("{text}; delete the older one and make it again")));
+        }
+        let view = View::new(found, name, "before", None)?;
+        let class = |(id, row): (&u32, &&AttackRow)| match row.votes.first() {
+            Some(&class) => Ok((*id, class)),
+            None => Err(view.refuse(*id, "no vote")),
+        };
+        view.rows.iter().map(class).collect()
     }
 
     /// A companion's folder; it must hold the attack it is to be, on the goal and the votes of the cell's own attack.
@@ -114,7 +143,7 @@ impl Store {
 
 impl Folder {
     /// The attack's ball; none for an attack that has none.
-    fn budget(&self) -> Option<Budget> {
+    pub(crate) fn budget(&self) -> Option<Budget> {
         let attack = self.parameters().get("attack")?;
         let eps: Fraction = serde_json::from_value(attack.get("eps")?.clone()).ok()?;
         let norm = attack.get("norm").cloned().and_then(|norm| serde_json::from_value(norm).ok()).unwrap_or_default();
@@ -125,13 +154,23 @@ impl Folder {
         &self.parts[0].provenance.parameters
     }
 
+    /// How many of the `asked` draws every vote has, however it went: all of them, or as many as the fewest that can
+    /// settle a majority. The first so many are no choice of the votes, as those at which a vote stopped are.
+    fn certain(&self, asked: u32) -> u32 {
+        let parameters = self.parameters();
+        let full = parameters.pointer("/votes/stop").and_then(Value::as_str) == Some("never")
+            || parameters.get("keep_logits").and_then(Value::as_bool) == Some(true)
+            || parameters.get("detector").is_some();
+        if full { asked } else { asked.div_ceil(2) }
+    }
+
     /// The digests of the images and the network it was made from.
     fn sources(&self) -> BTreeSet<&str> {
         self.parts.iter().flat_map(|part| part.provenance.inputs.values()).map(String::as_str).collect()
     }
 
     /// The draws each vote was asked to have.
-    fn draws(&self, name: &str) -> Result<u32, Unfit> {
+    pub(crate) fn draws(&self, name: &str) -> Result<u32, Unfit> {
         let draws = self.parameters().pointer("/votes/draws").and_then(Value::as_u64);
         draws
             .and_then(|draws| u32::try_from(draws).ok())
@@ -189,9 +228,9 @@ impl<'a> View<'a> {
 
 /// What a perturbation may measure.
 #[derive(Clone, Copy, Debug)]
-struct Budget {
-    norm: Norm,
-    eps: f64,
+pub(crate) struct Budget {
+    pub norm: Norm,
+    pub eps: f64,
 }
 
 impl Budget {

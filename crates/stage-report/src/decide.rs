@@ -83,7 +83,7 @@ fn mean(rule: &Rule, means: Option<&[f32]>) -> Result<u16, String> {
 }
 
 /// The majority of `n` draws, if those at hand settle it; the smallest class wins ties.
-fn winner(votes: &[u16], n: u32) -> Option<u16> {
+pub(crate) fn winner(votes: &[u16], n: u32) -> Option<u16> {
     if votes.len() == n as usize {
         return majority(votes);
     }

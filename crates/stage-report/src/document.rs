@@ -57,11 +57,12 @@ impl<'a> Document<'a> {
         numbers.chain(queries).chain(self.contrasts.iter().flat_map(|contrast| contrast.rows(self.params))).collect()
     }
 
-    /// The whole report; `inputs` are what it was made from.
-    pub(crate) fn markdown(&self, inputs: &[Input]) -> String {
+    /// The whole report; `figures` is their section, `inputs` are what it was made from.
+    pub(crate) fn markdown(&self, figures: &str, inputs: &[Input]) -> String {
         let params = self.params;
         let mut text =
             format!("# {}\n\n{}\n\n{}{}{}\n", params.title, params.analysis.trim(), TABLE[0], self.table(), TABLE[1]);
+        text += figures;
         let _ = write!(text, "## Beside it\n\n{BESIDE}\n{}\n", self.details().markdown());
         let _ = write!(text, "## Queries per image\n\n{QUERIED}\n{}\n", self.queries().markdown());
         for (title, items) in [("Warnings", self.warnings()), ("The paper's claims", self.claims())] {
@@ -258,7 +259,7 @@ impl<'a> Document<'a> {
         let by = self.params.compare.as_ref().filter(|_| !self.contrasts.is_empty())?;
         let (base, other) = (&by.base, &by.other);
         let mut about = format!(
-            "{other} against {base}, over the images that both count: `difference` in points [95% interval, Newcombe's \
+            "`{other}` against `{base}`, over the images that both count: `difference` in points [95% interval, Newcombe's \
              method 10], and `p` of McNemar's exact test."
         );
         if let Some(share) = by.share {
@@ -267,8 +268,8 @@ impl<'a> Document<'a> {
             let [holds, fails, undecided] = [Verdict::Holds, Verdict::Fails, Verdict::Undecided].map(count);
             let _ = write!(
                 about,
-                " The claim is that {other} reaches at least {share}% of {base}: `margin` is {other} less {share}% of \
-                 {base}; the claim holds where its whole interval is at or above 0, fails where all of it is below, and is \
+                " The claim is that `{other}` reaches at least {share}% of `{base}`: `margin` is the one less {share}% of the \
+                 other; the claim holds where its whole interval is at or above 0, fails where all of it is below, and is \
                  undecided otherwise. Of {} comparisons it holds in {holds}, fails in {fails}, and is undecided in \
                  {undecided}.",
                 self.contrasts.len()
@@ -455,22 +456,31 @@ fn signed(difference: f64) -> String {
     if text == "0.0" { text } else { format!("{}{text}", if difference < 0.0 { '−' } else { '+' }) }
 }
 
-/// A count per image: whole if it is whole.
+/// A count per image: whole if it is whole, its thousands apart.
 fn round(number: f64) -> String {
-    if number.fract() == 0.0 { format!("{number:.0}") } else { format!("{number:.1}") }
+    let text = if number.fract() == 0.0 { format!("{number:.0}") } else { format!("{number:.1}") };
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let digit = |(index, digit): (usize, char)| {
+        let apart = index > 0 && (whole.len() - index).is_multiple_of(3);
+        apart.then_some(',').into_iter().chain([digit])
+    };
+    whole.chars().enumerate().flat_map(digit).chain(rest.chars()).collect()
 }
 
 fn p_value(p: f64) -> String {
     if p < 0.001 { "<0.001".to_owned() } else { format!("{p:.3}") }
 }
 
-const fn title(quantity: Quantity) -> &'static str {
+/// A quantity's name for readers.
+pub(crate) const fn title(quantity: Quantity) -> &'static str {
     match quantity {
         Quantity::BenignAccuracy => "Benign accuracy",
         Quantity::AttackSuccessRate => "Attack success rate",
         Quantity::AttackedError => "Attacked error (all images count)",
+        Quantity::AttackedAccuracy => "Accuracy after the attack (all images count)",
         Quantity::SoftAttackSuccessRate => "Attack success rate of single draws",
         Quantity::RobustAccuracy => "Robust accuracy (right before and after)",
+        Quantity::InvarianceRate => "Invariance rate (single draws answered as without the defense)",
     }
 }
 
@@ -493,7 +503,8 @@ mod tests {
     fn numbers_are_rounded_for_readers() {
         assert_eq!((percent(Some(0.9876)), percent(None)), ("98.8".to_owned(), "–".to_owned()));
         assert_eq!((signed(-0.0121), signed(0.02), signed(-0.0001)), ("−1.2".into(), "+2.0".into(), "0.0".into()));
-        assert_eq!((round(50.0), round(12.25)), ("50".to_owned(), "12.2".to_owned()));
+        let rounded = [50.0, 999.0, 12.25, 30000.0, 1_234_567.5].map(round);
+        assert_eq!(rounded, ["50", "999", "12.2", "30,000", "1,234,567.5"]);
         assert_eq!((p_value(0.0525), p_value(0.0002)), ("0.052".to_owned(), "<0.001".to_owned()));
     }
 }

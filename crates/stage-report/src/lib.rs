@@ -1,25 +1,31 @@
-//! Tables from artifacts: Markdown, CSV, JSON, LaTeX, and the tidy Parquet.
+//! Tables and figures from artifacts: Markdown, CSV, JSON, LaTeX, SVG, PNG, and the tidy Parquet.
 //!
 //! Attack tables hold every draw of every image. Here they are joined with their companions, reduced by the rules of
-//! the layout, counted, and laid out; a theory table is laid out as it is.
+//! the layout, counted, laid out and drawn; a theory table is laid out as it is.
 
 mod compare;
 mod data;
 mod decide;
 mod document;
-mod figure;
+mod draw;
+mod figures;
 mod grid;
 mod line;
 mod outcome;
 mod params;
 mod splice;
 mod theory;
+mod theory_figure;
 mod tidy;
 
 use std::path::Path;
 
 use anyhow::Result;
 use artifact::{ReportRow, TheoryRow, Writer, write_atomic};
+use figures::Drawn;
+pub use figures::{
+    Along, Curves, Figure, FigureKind, HeatMap, Histogram, Intervals, Lines, MORE_AXES, Perturbations, Scatter,
+};
 pub use params::{
     Cell, Claim, Comparison, Layout, Params, Protocol, QUERIES, Quantity, Reading, Rule, RuleName, TheoryTable,
 };
@@ -32,8 +38,9 @@ pub struct Report;
 
 impl Stage for Report {
     const NAME: &'static str = "report";
-    const REVISION: u32 = 2;
-    const ABOUT: &'static str = "Tables from artifacts: Markdown, CSV, JSON and LaTeX beside the tidy Parquet";
+    const REVISION: u32 = 3;
+    const ABOUT: &'static str =
+        "Tables and figures from artifacts: Markdown, CSV, JSON, LaTeX, SVG and PNG beside the tidy Parquet";
     type Params = Params;
     type Row = ReportRow;
 
@@ -44,8 +51,8 @@ impl Stage for Report {
         write_atomic(&file("csv"), tidy::csv(&report.rows)?.as_bytes())?;
         write_atomic(&file("tex"), report.latex.as_bytes())?;
         write_atomic(&file("md"), report.markdown.as_bytes())?;
-        if let Some(figure) = &report.figure {
-            write_atomic(&file("svg"), figure.as_bytes())?;
+        for figure in &report.figures {
+            figure.write(&ctx.out)?;
         }
         out.push(&report.rows)?;
         show(&report.table, &file("md"));
@@ -64,7 +71,7 @@ struct Files {
     markdown: String,
     latex: String,
     table: String,
-    figure: Option<String>,
+    figures: Vec<Drawn>,
 }
 
 impl Files {
@@ -73,14 +80,18 @@ impl Files {
     }
 
     fn attacks(params: &Params, ctx: &Context) -> Result<Self> {
-        let lines = line::lines(params, &data::Store::read(ctx)?)?;
+        let store = data::Store::read(ctx)?;
+        let lines = line::lines(params, &store)?;
         let document = document::Document::new(params, &lines)?;
+        let figures = figures::draw(params, &store, &lines)?;
+        let mut rows = document.rows();
+        rows.extend(figures::more_rows(&figures));
         Ok(Self {
-            rows: document.rows(),
-            markdown: document.markdown(&ctx.inputs),
+            rows,
+            markdown: document.markdown(&figures::markdown(&figures), &ctx.inputs),
             latex: document.latex(),
             table: document.table(),
-            figure: None,
+            figures,
         })
     }
 
@@ -99,7 +110,7 @@ impl Files {
             markdown: theory.markdown(&ctx.inputs),
             latex: theory.latex(),
             table: theory.table(),
-            figure: theory.figure(),
+            figures: theory.figure().into_iter().collect(),
         })
     }
 }

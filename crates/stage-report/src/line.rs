@@ -204,8 +204,7 @@ impl Draft<'_> {
 
     fn line(&self, quantity: Quantity, images: &[Outcome]) -> Option<Line> {
         let ours = rate(quantity, images, After::Attack)?;
-        // Benign accuracy is about no attack at all: it has no baselines and no queries.
-        let attacked = quantity != Quantity::BenignAccuracy;
+        let attacked = !quantity.is_before();
         let baseline = |after| rate(quantity, images, after).filter(|_| attacked).and_then(|rate| rate.value());
         let (zero_gradient, non_finite) = gradients(images);
         let prints = self.cell.reading.value;

@@ -22,6 +22,9 @@ pub(crate) struct Outcome {
     pub id: u32,
     before: Decision,
     after: [Decision; 3],
+    /// Draws before the attack that are answered as the image without the defense, and all that are compared; none where
+    /// nobody asked without the defense.
+    alike: Option<(u64, u64)>,
     forward: u64,
     backward: u64,
     zero_gradient: Option<f64>,
@@ -38,12 +41,18 @@ pub(crate) struct Rate {
 }
 
 impl Outcome {
-    /// `row` is the attack's; decisions `after` are those of [`After`], in its order.
-    pub(crate) const fn new(row: &AttackRow, before: Decision, after: [Decision; 3]) -> Self {
+    /// `row` is the attack's; decisions `after` are those of [`After`], in its order; of `alike` draws are counted.
+    pub(crate) const fn new(
+        row: &AttackRow,
+        before: Decision,
+        after: [Decision; 3],
+        alike: Option<(u64, u64)>,
+    ) -> Self {
         Self {
             id: row.id,
             before,
             after,
+            alike,
             forward: row.forward_queries,
             backward: row.backward_queries,
             zero_gradient: row.zero_gradient,
@@ -58,8 +67,9 @@ impl Outcome {
             Quantity::BenignAccuracy => Some(before.correct),
             Quantity::AttackSuccessRate => (!before.reached).then_some(after.reached),
             Quantity::AttackedError => Some(after.reached),
+            Quantity::AttackedAccuracy => Some(after.correct || after.flagged),
             Quantity::RobustAccuracy => Some(before.correct && (after.correct || after.flagged)),
-            Quantity::SoftAttackSuccessRate => None,
+            Quantity::SoftAttackSuccessRate | Quantity::InvarianceRate => None,
         }
     }
 
@@ -95,20 +105,31 @@ impl Rate {
     }
 }
 
-/// One quantity over images; `None` where single draws are wanted of votes that stopped early.
+/// One quantity over images; `None` where single draws are wanted that votes which stopped early do not have, or that
+/// nothing can be compared with.
 pub(crate) fn rate(quantity: Quantity, images: &[Outcome], after: After) -> Option<Rate> {
-    if quantity == Quantity::SoftAttackSuccessRate {
-        return soft(images, after);
+    match quantity {
+        Quantity::SoftAttackSuccessRate => {
+            return of_draws(images.iter().filter(|image| !image.before.reached), |image| {
+                image.after[after as usize].draws
+            });
+        }
+        Quantity::InvarianceRate => return of_draws(images.iter(), |image| image.alike),
+        _ => {}
     }
     let judged: Vec<bool> = images.iter().filter_map(|image| image.judged(quantity, after)).collect();
     Some(Rate::of_images(judged.iter().filter(|&&hit| hit).count() as u64, judged.len() as u64))
 }
 
-fn soft(images: &[Outcome], after: After) -> Option<Rate> {
+/// Draws that count among all draws.
+fn of_draws<'a>(
+    images: impl Iterator<Item = &'a Outcome>,
+    draws: impl Fn(&Outcome) -> Option<(u64, u64)>,
+) -> Option<Rate> {
     let mut rate = Rate::of_images(0, 0);
-    for image in images.iter().filter(|image| !image.before.reached) {
-        let (reached, draws) = image.after[after as usize].draws?;
-        rate.numerator += reached;
+    for image in images {
+        let (hits, draws) = draws(image)?;
+        rate.numerator += hits;
         rate.denominator += draws;
         rate.images += 1;
     }
@@ -158,6 +179,7 @@ mod tests {
             id: 0,
             before: untargeted(before),
             after: [untargeted(after), untargeted(zero), untargeted(noise)],
+            alike: None,
             forward: 6,
             backward: 5,
             zero_gradient: Some(0.25),
@@ -205,6 +227,7 @@ mod tests {
         assert_eq!(counted(Quantity::BenignAccuracy, &images, After::Attack), (2, 4));
         assert_eq!(counted(Quantity::RobustAccuracy, &images, After::Attack), (1, 4));
         assert_eq!(counted(Quantity::AttackedError, &images, After::Attack), (3, 4));
+        assert_eq!(counted(Quantity::AttackedAccuracy, &images, After::Attack), (1, 4));
     }
 
     #[test]
@@ -216,6 +239,16 @@ mod tests {
         let mut stopped = images;
         stopped[1].after[0].draws = None;
         assert_eq!(rate(Quantity::SoftAttackSuccessRate, &stopped, After::Attack), None);
+    }
+
+    #[test]
+    fn invariance_counts_the_draws_of_all_images_and_needs_every_one_of_them() {
+        let alike = |alike, right| Outcome { alike, ..image(right, false, true, true, 0) };
+        let images = [alike(Some((3, 4)), true), alike(Some((1, 4)), false)];
+        assert_eq!(counted(Quantity::InvarianceRate, &images, After::Attack), (4, 8));
+        let measured = rate(Quantity::InvarianceRate, &images, After::Attack).unwrap();
+        assert_eq!(measured.interval(), Some(game::wilson_rate(0.5, 2.0)));
+        assert_eq!(rate(Quantity::InvarianceRate, &[images[0], alike(None, true)], After::Attack), None);
     }
 
     #[test]

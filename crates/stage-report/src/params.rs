@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::Figure;
+
 /// Everything one report is made from; written by `plan` as `data/plan/<scale>/report--<pipeline>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +26,9 @@ pub struct Params {
     /// Two points of one axis to compare in every remaining cell; null for no comparison.
     #[serde(default)]
     pub compare: Option<Comparison>,
+    /// Figures beside the table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<Figure>,
     /// What the paper claims.
     #[serde(default)]
     pub paper: Vec<Claim>,
@@ -105,7 +110,8 @@ pub struct Comparison {
     pub share: Option<f64>,
 }
 
-/// What the printed table shows.
+/// What the printed table shows. An image that a detector flags is neither right nor has the adversary what it wants; flagged
+/// after the attack, it is robust.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
@@ -117,21 +123,41 @@ pub enum Quantity {
     /// Share of all images whose aggregated prediction satisfies the objective after the attack, those included that did
     /// so before it: an untargeted adversary is credited with the network's own errors, as robustml counts.
     AttackedError,
+    /// Share of all images whose aggregated prediction is their class after the attack, whatever it was before; an image
+    /// that a detector flags counts as right.
+    AttackedAccuracy,
     /// Mean share of single draws that satisfy the objective after the attack.
     SoftAttackSuccessRate,
     /// Share of all images whose aggregated prediction is their class before and after the attack.
     RobustAccuracy,
+    /// Mean share, over all images, of single draws of the defense before the attack that the network answers as it
+    /// answers the image without the defense: the paper's Pr[F(t(x)) = F(x)]. Needs [`Cell::undefended`].
+    InvarianceRate,
 }
 
 impl Quantity {
     /// Every quantity, in the order of the data files.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::BenignAccuracy,
         Self::AttackSuccessRate,
         Self::AttackedError,
+        Self::AttackedAccuracy,
         Self::SoftAttackSuccessRate,
         Self::RobustAccuracy,
+        Self::InvarianceRate,
     ];
+
+    /// Whether it counts single draws, rather than images.
+    #[must_use]
+    pub const fn counts_draws(self) -> bool {
+        matches!(self, Self::SoftAttackSuccessRate | Self::InvarianceRate)
+    }
+
+    /// Whether it is about what happens before any attack: it has no baselines and no queries.
+    #[must_use]
+    pub const fn is_before(self) -> bool {
+        matches!(self, Self::BenignAccuracy | Self::InvarianceRate)
+    }
 
     /// The name in the data files.
     #[must_use]
@@ -140,8 +166,10 @@ impl Quantity {
             Self::BenignAccuracy => "benign_accuracy",
             Self::AttackSuccessRate => "attack_success_rate",
             Self::AttackedError => "attacked_error",
+            Self::AttackedAccuracy => "attacked_accuracy",
             Self::SoftAttackSuccessRate => "soft_attack_success_rate",
             Self::RobustAccuracy => "robust_accuracy",
+            Self::InvarianceRate => "invariance_rate",
         }
     }
 }
@@ -213,6 +241,10 @@ pub struct Cell {
     pub none: String,
     /// Folder of the companion with uniform noise in the same ball: baseline noise.
     pub noise: String,
+    /// Folder of the same network's answers about the clean images without any defense; where it is given, the
+    /// invariance rate is reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undefended: Option<String>,
     /// Folder of the network's table.
     pub finetune: String,
 }

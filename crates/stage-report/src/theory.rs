@@ -10,9 +10,10 @@ use stage::{Input, Unfit};
 use crate::{
     Claim, Params,
     document::{trace, unique},
-    figure,
+    figures::{self, Drawn},
     grid::Grid,
     splice::TABLE,
+    theory_figure,
 };
 
 /// A claim of three digits is met to half a unit of the last one.
@@ -71,14 +72,7 @@ impl<'a> Theory<'a> {
     pub(crate) fn markdown(&self, inputs: &[Input]) -> String {
         let mut text = format!("# {}\n\n{}\n\n", self.params.title, self.params.analysis.trim());
         let _ = writeln!(text, "{}{}{}", TABLE[0], self.table(), TABLE[1]);
-        if self.figure().is_some() {
-            let _ = write!(
-                text,
-                "![Densities and closed forms]({}.svg)\n\nAbove: filled, right answers; dotted, right for every shift within \
-                 the budget. Below: closed forms for n votes (lines) and simulations (rings).\n\n",
-                self.params.pipeline
-            );
-        }
+        text += &figures::markdown(&self.figure().into_iter().collect::<Vec<_>>());
         let claims = self.claims();
         if !claims.rows.is_empty() {
             let _ = write!(text, "## The paper's claims\n\n{}\n", claims.markdown());
@@ -102,9 +96,18 @@ impl<'a> Theory<'a> {
     }
 
     /// The figure at the first printed noise and budget.
-    pub(crate) fn figure(&self) -> Option<String> {
+    pub(crate) fn figure(&self) -> Option<Drawn> {
         let (sigma, epsilon, ..) = self.closed().map(point).find(|point| point.2.is_some() && self.prints(point))?;
-        figure::svg(self.rows, sigma, epsilon)
+        let caption = "Above: filled, right answers; dotted, right for every shift within the budget. Below: closed forms \
+                       (lines) and simulations (rings).";
+        Some(Drawn {
+            stem: self.params.pipeline.clone(),
+            title: "Densities and closed forms".to_owned(),
+            caption: caption.to_owned(),
+            picture: theory_figure::draw(self.rows, sigma, epsilon)?,
+            rows: None,
+            own: false,
+        })
     }
 
     pub(crate) fn latex(&self) -> String {

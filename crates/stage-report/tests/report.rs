@@ -1,5 +1,7 @@
 //! The whole stage on made-up tables.
 
+mod figures;
+
 use std::{collections::BTreeMap, env, fs, path::Path, sync::LazyLock};
 
 use artifact::{AttackRow, Provenance, ReportRow, Row, Shard, TheoryRow, Writer};
@@ -121,6 +123,46 @@ fn made_up(name: &str) -> (Params, Context) {
     (serde_json::from_value(params).unwrap(), ctx)
 }
 
+/// Two defenses, two attacks, and two protocols that read the same 3 votes of the same 8 images in their own ways. Image 7
+/// is wrong before any attack.
+fn collection(name: &str) -> (Params, Context) {
+    let before: Right = [3, 3, 3, 3, 3, 3, 3, 1];
+    let (mut inputs, mut cells) = (Vec::new(), Vec::new());
+    for (defense, without) in [("crop", [0, 0, 0, 3, 0, 1, 0, 0]), ("sap", [0; 8])] {
+        let folder = |attack: &str| format!("{name}/attack/{defense}--{attack}");
+        inputs.extend(attack(&folder("none"), "none", false, &[("before", 0, before), ("after", 0, before)]));
+        inputs.extend(attack(&folder("noise"), "uniform-noise", false, &[("after", 0, before)]));
+        inputs.extend(attack(&folder("eot-30"), "pgd", false, &[("after", 30, [0; 8])]));
+        inputs.extend(attack(&folder("eot-1"), "pgd", false, &[("after", 10, without)]));
+        for protocol in ["authors-code", "corrected"] {
+            let reading = match protocol {
+                "authors-code" => json!({"value": "attacked_error", "rule": {"name": "majority", "n": 1}}),
+                _ => json!({"value": "attack_success_rate", "more_rules": [{"name": "any"}]}),
+            };
+            for (label, attack) in [("with EOT", "eot-30"), ("without EOT", "eot-1")] {
+                cells.push(json!({
+                    "at": {"defense": defense, "protocol": protocol, "attack": label}, "parameters": {"seed": 0},
+                    "protocol": protocol, "reading": reading, "attack": folder(attack), "none": folder("none"),
+                    "noise": folder("noise"), "finetune": "finetune/x",
+                }));
+            }
+        }
+    }
+    let params = json!({
+        "pipeline": "both", "scale": "demo", "title": "Two defenses", "analysis": "Eight images, three votes.",
+        "layout": {"rows": ["defense"], "columns": ["protocol", "attack"]},
+        "compare": {"axis": "attack", "base": "with EOT", "other": "without EOT", "share": 0.95},
+        "notes": ["`authors-code`: one vote,\n  and all images count", "8 images instead of 1,000"],
+        "cells": cells,
+        "paper": [{"at": {"defense": "crop", "attack": "with EOT"}, "value": 1.0},
+                  {"at": {"defense": "crop", "attack": "without EOT"}, "value": 0.99},
+                  {"at": {"defense": "crop", "attack": "with EOT"}, "quantity": "backward_queries", "value": 30000.0}],
+    });
+    let mut ctx = Context::new(format!("{name}/report/both.parquet"));
+    ctx.inputs = inputs;
+    (serde_json::from_value(params).unwrap(), ctx)
+}
+
 fn error(params: &Params, ctx: &Context) -> String {
     let error = stage::run::<Report>(params, ctx).unwrap_err();
     assert!(!ctx.out.exists(), "a failed report leaves no table");
@@ -199,15 +241,113 @@ fn the_best_step_size_is_chosen_on_these_images_and_cross_fitted() {
 }
 
 #[test]
+fn every_protocol_is_read_its_own_way() {
+    let (params, ctx) = collection("protocols");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let rows = rows(&ctx);
+    let at = |protocol: &str, attack: &str| json!({"defense": "crop", "protocol": protocol, "attack": attack});
+    let with = |mut at: Value, rule: &str, votes: u32| {
+        at["rule"] = json!(rule);
+        at["votes"] = json!(votes);
+        at
+    };
+    // One vote, all images: 3 and 5 stand, and 7 counts though it was wrong before.
+    let code = with(at("authors-code", "without EOT"), "majority", 1);
+    assert_eq!(counts(&rows, "attacked_error", &code), (6, 8));
+    let row = &find(&rows, "attacked_error", &code)[0];
+    // Before, its first vote is right: no image is lost without an attack.
+    assert_eq!((row.baseline_zero, row.baseline_noise, row.paper), (Some(0.0), Some(0.0), Some(0.99)));
+    // Three votes, images that were right: 3 stands.
+    let corrected = with(at("corrected", "without EOT"), "majority", 3);
+    assert_eq!(counts(&rows, "attack_success_rate", &corrected), (6, 7));
+    assert_eq!(counts(&rows, "attacked_error", &corrected), (7, 8));
+    assert_eq!(find(&rows, "attacked_error", &corrected)[0].baseline_zero, Some(0.125));
+    assert_eq!(find(&rows, "attack_success_rate", &corrected)[0].paper, Some(0.99));
+    assert_eq!(find(&rows, "attacked_error", &corrected)[0].paper, None, "a claim is about the printed number");
+    // Rules are each protocol's own.
+    assert!(find(&rows, "attack_success_rate", &with(at("authors-code", "with EOT"), "any", 3)).is_empty());
+    assert!(find(&rows, "attack_success_rate", &with(at("authors-code", "with EOT"), "majority", 3)).is_empty());
+    assert_eq!(find(&rows, "attack_success_rate", &with(at("corrected", "with EOT"), "any", 3)).len(), 1);
+    let queries = find(&rows, "backward_queries", &at("corrected", "with EOT"));
+    assert_eq!((queries.len(), queries[0].value, queries[0].paper), (1, Some(30.0), Some(30000.0)));
+    assert!(find(&rows, "backward_queries", &at("corrected", "without EOT")).is_empty(), "the paper claims none");
+}
+
+#[test]
+fn pairs_are_compared_over_the_images_both_count() {
+    let (params, ctx) = collection("pairs");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let rows = rows(&ctx);
+    let one = |quantity: &str, defense: &str, protocol: &str| {
+        let found = find(&rows, quantity, &json!({"defense": defense, "protocol": protocol}));
+        assert_eq!(found.len(), 1, "{quantity} {defense} {protocol}");
+        (found[0].clone(), serde_json::from_str::<Value>(&found[0].parameters).unwrap())
+    };
+    let near = |row: &ReportRow, expected: [f64; 3]| {
+        let ours = [row.value, row.low, row.high].map(Option::unwrap);
+        assert!(ours.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{ours:?}");
+    };
+    // 7 images: with EOT all fall, without it all but one. Intervals by crates/game/tests/golden/paired.py.
+    let (row, parameters) = one("attack_success_rate_difference", "crop", "corrected");
+    near(&row, [-1.0 / 7.0, -0.5131278292743189, 0.23034605656546608]);
+    assert_eq!((row.numerator, row.denominator), (Some(1), Some(7)));
+    assert!((row.paper.unwrap() + 0.01).abs() < 1e-12);
+    for (name, value) in [("both", json!(6)), ("base_only", json!(1)), ("other_only", json!(0)), ("neither", json!(0))]
+    {
+        assert_eq!(parameters[name], value, "{name}");
+    }
+    assert_eq!((&parameters["p_value"], &parameters["compare.other"]), (&json!(1.0), &json!("without EOT")));
+    let (row, parameters) = one("attack_success_rate_share_margin", "crop", "corrected");
+    near(&row, [6.0 / 7.0 - 0.95, -0.46312782927431884, 0.2635688627609282]);
+    assert_eq!((&parameters["verdict"], &parameters["compare.share"]), (&json!("undecided"), &json!(0.95)));
+    // 8 images under the other protocol.
+    let (row, parameters) = one("attacked_error_difference", "crop", "authors-code");
+    near(&row, [-0.25, -0.5907245696898311, 0.12028359352460605]);
+    assert_eq!((&parameters["p_value"], row.protocol.as_str()), (&json!(0.5), "authors-code"));
+    assert_eq!((row.value, row.denominator), (Some(-0.25), Some(8)));
+}
+
+#[test]
+fn the_best_is_compared_with_the_best() {
+    let (mut params, ctx) = made_up("contrast");
+    let by = json!({"axis": "goal", "base": "untargeted", "other": "targeted"});
+    params.compare = serde_json::from_value(by).unwrap();
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let rows = rows(&ctx);
+    let found = find(&rows, "attack_success_rate_difference", &json!({"compare.axis": "goal"}));
+    let selections: Vec<_> = found.iter().map(|row| row.parameters.contains(r#""selection":"held-out""#)).collect();
+    assert_eq!(selections, [false, true], "{found:?}");
+    assert!(found.iter().all(|row| row.value == Some(0.0) && row.numerator == Some(0)));
+    assert!(find(&rows, "attack_success_rate_share_margin", &json!({})).is_empty(), "nothing is claimed");
+}
+
+#[test]
+fn the_best_of_cells_that_are_read_unlike_is_refused() {
+    let (mut params, ctx) = made_up("unlike");
+    params.cells[0].reading.value = stage_report::Quantity::AttackedError;
+    assert!(error(&params, &ctx).contains("cells that are read alike"));
+}
+
+fn without_digests(text: &str) -> String {
+    let line = |line: &str| line.split("  # sha256 ").next().unwrap_or_default().to_owned();
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_collection_is_one_table_with_its_comparison_and_notes() {
+    let (params, ctx) = collection("collection");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let text = |extension: &str| fs::read_to_string(ctx.out.with_extension(extension)).unwrap();
+    insta::assert_snapshot!("collection-markdown", without_digests(&text("md")));
+    insta::assert_snapshot!("collection-latex", text("tex"));
+}
+
+#[test]
 fn documents_are_as_they_were() {
     let (params, ctx) = made_up("documents");
     stage::run::<Report>(&params, &ctx).unwrap();
     let text = |extension: &str| fs::read_to_string(ctx.out.with_extension(extension)).unwrap();
-    let without_digests = |text: String| {
-        let line = |line: &str| line.split("  # sha256 ").next().unwrap_or_default().to_owned();
-        text.lines().map(line).collect::<Vec<_>>().join("\n")
-    };
-    insta::assert_snapshot!("markdown", without_digests(text("md")));
+    insta::assert_snapshot!("markdown", without_digests(&text("md")));
     insta::assert_snapshot!("latex", text("tex"));
     let json: Vec<serde_json::Map<String, Value>> = serde_json::from_str(&text("json")).unwrap();
     let csv = text("csv");
@@ -385,6 +525,7 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
     }
     assert_eq!(text.matches("The paper gives").count(), 1, "claims that agree are no findings");
     let figure = fs::read_to_string("theory/report/theory.svg").unwrap();
+    assert!(fs::read("theory/report/theory.png").unwrap().starts_with(b"\x89PNG"));
     for panel in ["84.1%, robustness 59.4%", "71.1%, robustness 70.4%", "76.0%, robustness 65.8%"] {
         assert!(figure.contains(panel), "no `{panel}` in the figure");
     }
@@ -394,4 +535,67 @@ fn the_theory_report_computes_its_findings_from_the_rows() {
     ctx.inputs.clear();
     fs::remove_file(&ctx.out).unwrap();
     assert!(error(&params, &ctx).contains("theory/theory/x: no part of this table"));
+}
+
+/// The network's own answers: class 1 for the images below 6, class 9 for the others.
+fn undefended(folder: &str, changes: &Value) -> Vec<Input> {
+    let mut parameters = parameters("none", false);
+    parameters["defense"] = json!({"name": "none"});
+    parameters["votes"]["draws"] = json!(1);
+    parameters.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    let row = |id| AttackRow { votes: vec![if id < 6 { 1 } else { 9 }], ..votes(id, "before", 0, None, 0) };
+    write(folder, &parameters, &[(0..IMAGES).map(row).collect()])
+}
+
+#[test]
+fn invariance_is_the_share_of_draws_answered_as_without_the_defense() {
+    let measured = |name: &str, stop: &str| {
+        let (mut params, mut ctx) = made_up(name);
+        for cell in &mut params.cells {
+            cell.undefended = Some(format!("{name}/attack/undefended"));
+        }
+        ctx.inputs.extend(undefended(&format!("{name}/attack/undefended"), &json!({})));
+        for input in &mut ctx.inputs {
+            if input.provenance.parameters["defense"]["name"] != "none" {
+                input.provenance.parameters["votes"]["stop"] = json!(stop);
+            }
+        }
+        stage::run::<Report>(&params, &ctx).unwrap();
+        rows(&ctx)
+    };
+    let never = measured("invariant", "never");
+    let at = |rule: &str, votes: u32| json!({"goal": "targeted", "step_size": "1/255", "step": 50, "selection": null, "rule": rule, "votes": votes});
+    // Of 3 draws: 3 of 3 four times, 2 of 3 twice, and 1 and 2 of 3 where the network says 9.
+    assert_eq!(counts(&never, "invariance_rate", &at("majority", 3)), (19, 24));
+    assert_eq!(counts(&never, "invariance_rate", &at("majority", 1)), (6, 8));
+    let row = &find(&never, "invariance_rate", &at("majority", 3))[0];
+    assert!(row.baseline_zero.is_none() && row.forward_queries.is_none());
+    assert_eq!((row.low, row.high), {
+        let (low, high) = game::wilson_rate(19.0 / 24.0, 8.0);
+        (Some(low), Some(high))
+    });
+    // Votes that may stop have 2 draws for sure: further ones are there because of those before.
+    let early = measured("invariant-stopped", "majority");
+    assert_eq!(counts(&early, "invariance_rate", &at("majority", 3)), (13, 16));
+    let (params, ctx) = made_up("invariant-unasked");
+    stage::run::<Report>(&params, &ctx).unwrap();
+    assert!(find(&rows(&ctx), "invariance_rate", &json!({})).is_empty(), "nothing to compare with");
+}
+
+#[test]
+fn what_is_no_undefended_network_is_refused() {
+    for (name, changes, word) in [
+        ("defended", json!({"defense": {"name": "rotation"}}), "without a defense"),
+        ("attacked", json!({"attack": {"name": "pgd"}}), "without a defense"),
+        ("inside", json!({"inside": {"name": "activation-pruning"}}), "without a defense"),
+        ("epoch", json!({"epoch": 3}), "other weights"),
+        ("network", json!({"network": "another"}), "other weights"),
+    ] {
+        let name = format!("un-{name}");
+        let (mut params, mut ctx) = made_up(&name);
+        params.cells[0].undefended = Some(format!("{name}/undefended"));
+        ctx.inputs.extend(undefended(&format!("{name}/undefended"), &changes));
+        let error = error(&params, &ctx);
+        assert!(error.contains(word) && error.contains("undefended"), "{error}");
+    }
 }

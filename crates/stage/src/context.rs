@@ -95,7 +95,7 @@ impl Context {
         }
     }
 
-    /// The inputs of one kind (`sample`, `finetune`, `attack`, `theory`), in the order given.
+    /// The inputs of one kind (`sample`, `finetune`, `detector`, `attack`, `theory`), in the order given.
     pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Input> {
         self.inputs.iter().filter(move |input| input.provenance.kind == kind)
     }

@@ -8,6 +8,7 @@ use std::{io::Cursor, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use artifact::{Reader, Row, SampleRow, Shard};
+use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use crate::{Context, Input, Unfit};
@@ -58,6 +59,14 @@ impl Images {
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
         self.pixels.iter().map(|&x| f32::from(x) / 255.0).collect()
+    }
+
+    /// The same as a tensor on the CPU.
+    ///
+    /// # Errors
+    /// If memory cannot be had.
+    pub fn tensor(&self) -> candle_core::Result<Tensor> {
+        Tensor::from_vec(self.to_f32(), (self.len(), 3, self.height, self.width), &Device::Cpu)
     }
 
     fn empty(of: &Parts) -> Self {
@@ -131,6 +140,19 @@ pub fn chunks(
             }
         }
     }))
+}
+
+/// How many images [`read`] would return, without decoding any.
+///
+/// # Errors
+/// If a part is missing or damaged.
+pub fn count(ctx: &Context, shard: Shard, limit: Option<u32>) -> anyhow::Result<u64> {
+    let mut rows = 0;
+    for input in ctx.of_kind(SampleRow::KIND) {
+        rows += Reader::<SampleRow>::open(&input.path)?.rows();
+    }
+    let (rows, Shard { index, count }) = (rows.min(limit.map_or(u64::MAX, u64::from)), shard);
+    Ok((rows + u64::from(count - 1 - index)) / u64::from(count))
 }
 
 /// The parts of one sample, read side by side.

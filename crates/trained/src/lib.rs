@@ -1,7 +1,7 @@
 //! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
 
 use artifact::FinetuneRow;
-use candle_core::{DType, Device, Error};
+use candle_core::{DType, Device};
 use game::Classifier;
 use nets::{Graph, Inside, Network, Weights, weights};
 use serde_json::Value;
@@ -73,29 +73,24 @@ impl Trained {
 /// How many images of this size to evaluate together.
 #[must_use]
 pub fn batch(images: &Images) -> usize {
-    (PIXELS / (images.height * images.width).max(1)).clamp(4, 128)
+    batch_of(images.height * images.width)
 }
 
-/// What runs frozen networks: the compiled plan on the CPU, autograd elsewhere and where the plan lacks an operation.
-fn executor(graph: &Graph, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
-    if matches!(device, Device::Cpu) {
-        match engine::Plan::new(graph, weights) {
-            Ok(plan) => return Ok(Box::new(plan)),
-            Err(fault) if is_lack(&fault) => tracing::info!("slower, on autograd: {}", first_line(&fault)),
-            Err(fault) => return Err(fault),
-        }
-    }
-    Ok(Box::new(Network::new(graph, weights, device)?))
+/// How many images of so many pixels to evaluate together.
+#[must_use]
+pub fn batch_of(pixels: usize) -> usize {
+    (PIXELS / pixels.max(1)).clamp(4, 128)
 }
 
-/// Whether the compiled executor lacks what the graph needs, as opposed to being given something wrong.
-fn is_lack(fault: &Error) -> bool {
-    first_line(fault).contains("not implemented")
-}
-
-/// An error without the backtrace that candle appends where backtraces are asked for.
-fn first_line(fault: &Error) -> String {
-    fault.to_string().lines().next().unwrap_or_default().to_owned()
+/// What runs frozen networks: the compiled plan on the CPU, autograd elsewhere.
+///
+/// # Errors
+/// If a tensor is missing or does not fit, or cannot be moved to the device.
+pub fn executor(graph: &Graph, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
+    Ok(match device {
+        Device::Cpu => Box::new(engine::Plan::new(graph, weights)?),
+        device => Box::new(Network::new(graph, weights, device)?),
+    })
 }
 
 /// Gives an error about weights its exit code.

@@ -16,6 +16,7 @@ import kornia
 import numpy as np
 import scipy.fft
 import skimage.transform
+import skimage.util
 import torch
 from PIL import Image
 
@@ -77,6 +78,22 @@ def swirl():
 def quantisation():
     x, scale = image(3, 3, 8, 8), np.array([8, 100, 199])
     record("quantisation", {"scale": scale}, x, np.round(x * scale[:, None, None]) / scale[:, None, None])
+
+
+def poisson_noise():
+    """What scikit-image divides a Poisson count by."""
+    for seed, levels in enumerate([2, 3, 33, 64, 128, 129]):
+        x = np.round(image(seed, 1, 12, 12) * (levels - 1)) / (levels - 1)
+        x.ravel()[:levels] = np.arange(levels) / (levels - 1)
+        rates = []
+
+        class Watched(np.random.Generator):
+            def poisson(self, rate):
+                rates.append(rate)
+                return rate
+
+        skimage.util.random_noise(x, "poisson", rng=Watched(np.random.PCG64()))
+        record("poisson-noise", {"scale": [rates[0].max() / x.max()]}, x, ())
 
 
 def fft():
@@ -147,6 +164,7 @@ def main():
     swirl()
     quantisation()
     fft()
+    poisson_noise()
     crop_resize()
     resize_pad()
     jpeg()

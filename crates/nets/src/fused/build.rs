@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use simd::{Isa, view::split, winograd};
 
-use super::{Back, Convolution, Form, Layer, Memory, Norm, PARTS, Plane, Program, Target, Work, top};
+use super::{Back, Convolution, Form, Layer, Memory, Norm, PARTS, Plane, Program, Target, Work, bend, kernels::Bend};
 use crate::{
     Conv, Id, Op,
-    ops::{Activation, Statistics},
+    ops::{Statistics, winners},
     steps::Step,
 };
 
@@ -20,27 +20,30 @@ struct Builder {
     /// The layer that makes each node, and how many layers read it.
     makers: Vec<Option<usize>>,
     readers: Vec<usize>,
+    /// The node that holds the values of each node.
+    holders: Vec<Id>,
 }
 
 impl Program {
-    /// The program of `steps` for images `(n, c, h, w)`; none if they hold something it cannot do: grouped
-    /// convolutions, max-pools, and normalisations of anything but a convolution.
+    /// The program of `steps` for images `(n, c, h, w)`; none if they hold something it cannot do: grouped and
+    /// rectangular convolutions, max-pools, concatenations.
     pub(crate) fn build(isa: Isa, steps: &[Step], room: [usize; 4]) -> Option<Self> {
         let [images, channels, height, width] = room;
         let nodes = steps.iter().map(|step| step.output).max()? + 1;
         let (planes, makers) = (vec![Plane::default(); nodes], vec![None; nodes]);
         let mut readers = vec![0; nodes];
         steps.iter().flat_map(|step| &step.inputs).for_each(|&input| readers[input] += 1);
-        let mut builder = Builder { isa, images, layers: vec![], planes, makers, readers };
+        let holders = (0..nodes).collect();
+        let mut builder = Builder { isa, images, layers: vec![], planes, makers, readers, holders };
         builder.planes[0] = Plane { channels, padded: channels, height, width, border: 0 };
         for step in steps {
             builder.layer(step)?;
         }
-        builder.place();
+        builder.place()?;
         let slots = builder.slots()?;
         let (forward, backward) = builder.phases();
         let parts = builder.parts(&backward);
-        let Builder { layers, planes, makers, .. } = builder;
+        let Builder { layers, planes, makers, holders, .. } = builder;
         let scratch = convolutions(&layers).map(|conv| conv.dy.image()).max().unwrap_or(0);
         let tiles = |conv: &Convolution, input: usize| {
             let room = |form, from, to| match form {
@@ -55,13 +58,15 @@ impl Program {
             _ => 0,
         });
         let tiles = tiles.max().unwrap_or(0);
-        let memory = |(plane, maker): (&Plane, &Option<usize>)| {
-            Memory::new(if maker.is_some() { images * plane.image() } else { 0 })
+        let memory = |node: Id| {
+            let held = makers[node].is_some() && holders[node] == node;
+            Memory::new(if held { images * planes[node].image() } else { 0 })
         };
         Some(Self {
             isa,
             room,
-            values: planes.iter().zip(&makers).map(memory).collect(),
+            values: (0..planes.len()).map(memory).collect(),
+            holders,
             slots: slots.into_iter().map(|floats| Memory::new(images * floats)).collect(),
             scratch: (Memory::new(PARTS * scratch), scratch),
             parts: (Memory::new(PARTS * parts), parts),
@@ -87,17 +92,28 @@ impl Builder {
     }
 
     fn layer(&mut self, step: &Step) -> Option<()> {
-        if let Activation::LeakyRelu { .. } = step.activation {
-            return None;
-        }
-        let input = step.inputs[0];
+        let mut inputs = step.inputs.clone();
+        let input = inputs[0];
         let from = self.planes[input];
         // A shape that does not fit is left to the reference, which says what is wrong.
         let (work, plane) = match &step.op {
             Op::Normalise { mean, std } if input == 0 && mean.len() == from.channels => {
                 let scale = std.iter().map(|std| (1.0 / std) as f32).collect();
                 let mean = mean.iter().map(|mean| *mean as f32).collect();
-                (Work::Normalise { mean, scale }, Plane { padded: self.padded(from.channels), ..from })
+                (
+                    Work::Normalise { mean, scale, standardise: false },
+                    Plane { padded: self.padded(from.channels), ..from },
+                )
+            }
+            Op::Standardise if self.readers[input] == 1 => {
+                // A part of the normalisation before it: no gradient passes either.
+                let [Layer { work: Work::Normalise { standardise, .. }, output, .. }] = &mut self.layers[..] else {
+                    return None;
+                };
+                (*standardise, *output) = (true, step.output);
+                self.planes[step.output] = from;
+                self.makers[step.output] = self.makers[input].take();
+                return Some(());
             }
             Op::Conv(conv) => self.convolution(conv, input)?,
             Op::Linear { name, inputs, outputs } if from.pixels() == 1 => {
@@ -106,15 +122,8 @@ impl Builder {
                 let conv = Conv { name, inputs, outputs, kernel: [1, 1], stride: 1, padding, groups: 1, bias: true };
                 self.convolution(&conv, input)?
             }
-            Op::BatchNorm { name, channels, eps }
-                if *channels == from.channels && self.readers[input] == 1 && from.pixels() > 1 =>
-            {
-                let maker = self.makers[input]?;
-                let index = self.layers.len();
-                match &mut self.layers[maker].work {
-                    Work::Conv(conv) if conv.norm.is_none() => conv.norm = Some(index),
-                    _ => return None,
-                }
+            Op::BatchNorm { name, channels, eps } if *channels == from.channels && from.pixels() > 1 => {
+                inputs = vec![self.measure(input)?];
                 let by_image = || Memory::new(self.images * 2 * from.padded);
                 let norm = Norm {
                     name: name.clone(),
@@ -137,14 +146,52 @@ impl Builder {
                 let plane = Plane { channels, padded: self.padded(channels), height, width, border: 0 };
                 (Work::Subsample { stride: *stride, before: *before }, plane)
             }
+            &Op::KeepLargest { share } => {
+                let winners = winners(share, from.channels * from.pixels()).ok()?;
+                (Work::KeepLargest { winners, thresholds: Memory::new(self.images) }, from)
+            }
+            &Op::AveragePool { kernel, stride, padding } => {
+                let size = |size: usize| Some((size + 2 * padding).checked_sub(kernel)? / stride + 1);
+                if stride == 0 || kernel == 0 || 2 * padding > kernel {
+                    return None;
+                }
+                let (height, width) = (size(from.height)?, size(from.width)?);
+                (Work::AveragePool { kernel, stride, padding }, Plane { height, width, ..from })
+            }
             Op::GlobalAveragePool => (Work::Pool, Plane { height: 1, width: 1, ..from }),
             _ => return None,
         };
         self.planes[step.output] = plane.bare();
         self.makers[step.output] = Some(self.layers.len());
-        let (inputs, top) = (step.inputs.clone(), top(step.activation));
-        self.layers.push(Layer { work, inputs, output: step.output, top, dy: 0, dx: vec![] });
+        self.push(work, inputs, step.output, bend(step.activation));
         Some(())
+    }
+
+    fn push(&mut self, work: Work, inputs: Vec<Id>, output: Id, bend: Bend) {
+        self.layers.push(Layer { work, inputs, output, bend, dy: 0, dx: vec![] });
+    }
+
+    /// Sees to the statistics of a node for the normalisation that comes next, and answers with the node it reads: the
+    /// same, if a convolution made it for nothing else and so takes its moments and undoes the normalisation; or else
+    /// one that stands for it, behind a layer that does so.
+    fn measure(&mut self, input: Id) -> Option<Id> {
+        let maker = self.makers[input]?;
+        let index = self.layers.len();
+        match &mut self.layers[maker].work {
+            Work::Normalise { .. } => return None,
+            Work::Conv(conv) if self.readers[input] == 1 => {
+                conv.norm = Some(index);
+                return Some(input);
+            }
+            _ => {}
+        }
+        let node = self.planes.len();
+        self.planes.push(self.planes[input].bare());
+        self.makers.push(Some(index));
+        self.readers.push(1);
+        self.holders.push(input);
+        self.push(Work::Measure { norm: index + 1 }, vec![input], node, Bend::None);
+        Some(node)
     }
 
     fn convolution(&mut self, conv: &Conv, input: Id) -> Option<(Work, Plane)> {
@@ -199,8 +246,14 @@ impl Builder {
     }
 
     /// Where a convolution's taps are, now that every border is known.
-    fn place(&mut self) {
+    fn place(&mut self) -> Option<()> {
         for layer in &mut self.layers {
+            if let Work::Measure { .. } = layer.work
+                && self.planes[layer.inputs[0]].border > 0
+            {
+                // Moments are of pixels without a gap.
+                return None;
+            }
             if let Work::Conv(conv) = &mut layer.work {
                 let from = self.planes[layer.inputs[0]];
                 let position = |tap: usize| {
@@ -210,6 +263,7 @@ impl Builder {
                 conv.taps = (0..conv.kernel * conv.kernel).map(position).collect();
             }
         }
+        Some(())
     }
 
     /// Gives every gradient a buffer, and answers with the buffers' floats for one image.
@@ -224,10 +278,10 @@ impl Builder {
             let dy = slots.of[layer.output].take()?;
             layer.dy = dy;
             let mut given = false;
-            let is_norm = matches!(layer.work, Work::Norm(_));
+            let in_place = matches!(layer.work, Work::Norm(_) | Work::Add | Work::KeepLargest { .. });
             for &input in &layer.inputs {
                 let image = self.makers[input].is_none_or(|maker| maker == 0);
-                let passes = (is_norm || matches!(layer.work, Work::Add)) && !given && slots.of[input].is_none();
+                let passes = in_place && !given && slots.of[input].is_none();
                 layer.dx.push(match (image, passes) {
                     (true, _) => None,
                     (false, true) => {
@@ -260,7 +314,7 @@ impl Builder {
         forward.push(start..self.layers.len());
         let mut end = self.layers.len();
         for (index, layer) in self.layers.iter().enumerate().rev() {
-            let waits = matches!(&layer.work, Work::Conv(conv) if conv.norm.is_some_and(|norm| norm < end));
+            let waits = layer.work.norm().is_some_and(|norm| norm < end);
             if waits {
                 backward.push(index + 1..end);
                 end = index + 1;
@@ -345,4 +399,29 @@ fn backward(conv: &Conv, k: usize, from: Plane, to: Plane) -> (Vec<Back>, usize)
         Back { y, x, rows, columns, taps, positions, weights: Memory::default(), form: Form::Dense }
     });
     (back.collect(), border)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Spec, steps::steps};
+
+    #[test]
+    fn what_is_trained_on_small_images_is_compiled() {
+        let sparse = r#""activation": {"name": "k-winners-take-all", "share": 0.1}"#;
+        for (spec, compiled) in [
+            (r#"{"name": "cifar-resnet", "depth": 8, "shortcut": "B"}"#.to_owned(), true),
+            (format!(r#"{{"name": "cifar-resnet", "depth": 8, {sparse}}}"#), true),
+            (format!(r#"{{"name": "resnet", "depth": 18, "stem": "cifar", {sparse}}}"#), true),
+            (r#"{"name": "wide-resnet", "depth": 14, "width": 1}"#.to_owned(), true),
+            (r#"{"name": "resnet", "depth": 18}"#.to_owned(), false),
+            (r#"{"name": "inception-v3"}"#.to_owned(), false),
+        ] {
+            let graph = serde_json::from_str::<Spec>(&spec).unwrap().graph().unwrap();
+            for isa in Isa::available() {
+                let program = Program::build(isa, &steps(&graph, false), [2, 3, 32, 32]);
+                assert_eq!(program.is_some(), compiled, "{spec}");
+            }
+        }
+    }
 }

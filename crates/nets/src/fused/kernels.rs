@@ -14,6 +14,26 @@ const CHAINS: usize = 4;
 /// Pixels of the rows that a weight gradient works on at once: they stay in the first cache.
 const PIXELS: usize = 256;
 
+/// An activation, or none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Bend {
+    None,
+    /// Clamps to `[0, top]`.
+    Clamp(f32),
+    /// Multiplies what is below 0.
+    Leak(f32),
+}
+
+impl Bend {
+    /// The limit, or the slope.
+    fn number(self) -> f32 {
+        match self {
+            Self::None => 0.0,
+            Self::Clamp(number) | Self::Leak(number) => number,
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn total<S: Simd>(sums: [S::V; CHAINS]) -> S::V {
     unsafe { S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])) }
@@ -78,8 +98,7 @@ pub(super) struct Affine {
     /// Absent if its pointer is null.
     pub residual: View<f32>,
     pub to: View<f32>,
-    /// The activation clamps to `[0, top]`.
-    pub top: Option<f32>,
+    pub bend: Bend,
     pub rows: usize,
     pub columns: usize,
     pub channels: usize,
@@ -103,11 +122,11 @@ impl Affine {
     #[inline(always)]
     unsafe fn all<S: Simd, const RESIDUAL: bool, const SCALED: bool>(&self) {
         unsafe {
-            let top = S::splat(self.top.unwrap_or(0.0));
+            let (zero, number) = (S::splat(0.0), S::splat(self.bend.number()));
             let mut c = 0;
             while c < self.channels {
                 let factor = |i: usize| self.factors.add(i * self.channels + c);
-                let (mut mean, mut scale, mut shift) = (top, top, top);
+                let (mut mean, mut scale, mut shift) = (zero, zero, zero);
                 if SCALED {
                     (mean, scale, shift) = (S::load(factor(0)), S::load(factor(1)), S::load(factor(2)));
                 }
@@ -123,9 +142,11 @@ impl Affine {
                         if RESIDUAL {
                             v = S::add(v, S::load(residual.add(x * self.residual.pixel)));
                         }
-                        if self.top.is_some() {
-                            v = S::cap(S::relu(v), top);
-                        }
+                        v = match self.bend {
+                            Bend::None => v,
+                            Bend::Clamp(_) => S::cap(S::relu(v), number),
+                            Bend::Leak(_) => S::if_greater(v, zero, v, S::mul(v, number)),
+                        };
                         S::store(to.add(x * self.to.pixel), v);
                     }
                 }
@@ -135,13 +156,13 @@ impl Affine {
     }
 }
 
-/// Sets a gradient to zero where the activation is flat, and sums it.
+/// Carries a gradient back through an activation, and sums it.
 pub(super) struct Mask {
     /// The gradient after the activation, made that before it.
     pub dy: View<f32>,
     /// The activation's value; not read if there is none.
     pub out: View<f32>,
-    pub top: Option<f32>,
+    pub bend: Bend,
     /// What was normalised, and its mean per channel; not read if `sums` is null.
     pub from: View<f32>,
     pub mean: *const f32,
@@ -156,7 +177,7 @@ impl Kernel for Mask {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self) {
         unsafe {
-            match (self.top.is_some(), self.sums.is_null()) {
+            match (self.bend != Bend::None, self.sums.is_null()) {
                 (true, true) => self.all::<S, true, false>(),
                 (true, false) => self.all::<S, true, true>(),
                 (false, false) => self.all::<S, false, true>(),
@@ -170,7 +191,7 @@ impl Mask {
     #[inline(always)]
     unsafe fn all<S: Simd, const MASKED: bool, const SUMMED: bool>(&self) {
         unsafe {
-            let (zero, top) = (S::splat(0.0), S::splat(self.top.unwrap_or(0.0)));
+            let (zero, number) = (S::splat(0.0), S::splat(self.bend.number()));
             let mut c = 0;
             while c < self.channels {
                 let mean = if SUMMED { S::load(self.mean.add(c)) } else { zero };
@@ -183,13 +204,13 @@ impl Mask {
                     while x + CHAINS <= self.columns {
                         for chain in 0..CHAINS {
                             let (z, sums) = ((mean, from), (&mut first[chain], &mut second[chain]));
-                            self.pixel::<S, MASKED, SUMMED>((dy, out), z, top, x + chain, sums);
+                            self.pixel::<S, MASKED, SUMMED>((dy, out), z, number, x + chain, sums);
                         }
                         x += CHAINS;
                     }
                     while x < self.columns {
                         let (z, sums) = ((mean, from), (&mut first[0], &mut second[0]));
-                        self.pixel::<S, MASKED, SUMMED>((dy, out), z, top, x, sums);
+                        self.pixel::<S, MASKED, SUMMED>((dy, out), z, number, x, sums);
                         x += 1;
                     }
                 }
@@ -209,7 +230,7 @@ impl Mask {
         &self,
         (dy, out): (*mut f32, *mut f32),
         (mean, from): (S::V, *mut f32),
-        top: S::V,
+        number: S::V,
         x: usize,
         (first, second): (&mut S::V, &mut S::V),
     ) {
@@ -219,7 +240,10 @@ impl Mask {
             let mut d = S::load(at);
             if MASKED {
                 let out = S::load(out.add(x * self.out.pixel));
-                d = S::if_greater(top, out, S::if_greater(out, zero, d, zero), zero);
+                d = match self.bend {
+                    Bend::Leak(_) => S::if_greater(out, zero, d, S::mul(d, number)),
+                    _ => S::if_greater(number, out, S::if_greater(out, zero, d, zero), zero),
+                };
                 S::store(at, d);
             }
             if SUMMED {
@@ -238,6 +262,8 @@ pub(super) struct Unnormalise {
     /// Per channel: the mean, then scale, second and first.
     pub mean: *const f32,
     pub factors: *const f32,
+    /// Whether to add to what is there.
+    pub add: bool,
     pub rows: usize,
     pub columns: usize,
     pub channels: usize,
@@ -260,7 +286,9 @@ impl Kernel for Unnormalise {
                     for x in 0..self.columns {
                         let z = S::sub(S::load(from.add(x * self.from.pixel)), mean);
                         let v = S::fma(S::load(dy.add(x * self.dy.pixel)), scale, S::sub(S::splat(0.0), first));
-                        S::store(to.add(x * self.to.pixel), S::fnma(z, second, v));
+                        let v = S::fnma(z, second, v);
+                        let at = to.add(x * self.to.pixel);
+                        S::store(at, if self.add { S::add(S::load(at), v) } else { v });
                     }
                 }
                 c += S::LANES;

@@ -24,9 +24,9 @@ use simd::{
 
 use crate::{
     Padding,
-    ops::{Activation, Statistics},
+    ops::{Activation, Statistics, spread, threshold},
 };
-use kernels::{Affine, Mask, Moments, Unnormalise, WeightGradient};
+use kernels::{Affine, Bend, Mask, Moments, Unnormalise, WeightGradient};
 
 /// Groups of images with a sum of their own.
 const PARTS: usize = 16;
@@ -114,8 +114,8 @@ struct Layer {
     work: Work,
     inputs: Vec<usize>,
     output: usize,
-    /// Where the activation clamps, if there is one.
-    top: Option<f32>,
+    /// The activation.
+    bend: Bend,
     /// The buffer of the output's gradient.
     dy: usize,
     /// The buffers of the inputs' gradients; none for the image, and where an input's is the output's.
@@ -123,12 +123,45 @@ struct Layer {
 }
 
 enum Work {
-    Normalise { mean: Vec<f32>, scale: Vec<f32> },
+    /// The pixels, and the standardisation of each image after it.
+    Normalise {
+        mean: Vec<f32>,
+        scale: Vec<f32>,
+        standardise: bool,
+    },
     Conv(Box<Convolution>),
+    /// Nothing but the moments of its input, for the normalisation that comes next; back, it undoes that one.
+    Measure {
+        norm: usize,
+    },
     Norm(Box<Norm>),
     Add,
-    Subsample { stride: usize, before: usize },
+    Subsample {
+        stride: usize,
+        before: usize,
+    },
+    KeepLargest {
+        winners: usize,
+        /// By image.
+        thresholds: Memory,
+    },
+    AveragePool {
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+    },
     Pool,
+}
+
+impl Work {
+    /// The layer of the normalisation whose statistics this layer takes.
+    fn norm(&self) -> Option<usize> {
+        match self {
+            Self::Conv(conv) => conv.norm,
+            Self::Measure { norm } => Some(*norm),
+            _ => None,
+        }
+    }
 }
 
 /// A convolution, or a linear layer as one of a single pixel.
@@ -339,6 +372,8 @@ pub(crate) struct Program {
     /// By node.
     planes: Vec<Plane>,
     values: Vec<Memory>,
+    /// The node that holds the values of each node.
+    holders: Vec<usize>,
     /// Buffers of gradients.
     slots: Vec<Memory>,
     /// By group: the gradient of a convolution's output, and floats of one group.
@@ -406,9 +441,7 @@ impl Program {
                 }
             });
             for index in phase {
-                if let Work::Conv(conv) = &self.layers[index].work
-                    && let Some(norm) = conv.norm
-                {
+                if let Some(norm) = self.layers[index].work.norm() {
                     let plane = self.planes[self.layers[index].output];
                     if let Work::Norm(norm) = &mut self.layers[norm].work {
                         norm.settle(n, plane.pixels(), plane.padded);
@@ -416,7 +449,7 @@ impl Program {
                 }
             }
         }
-        let last = self.planes.len() - 1;
+        let last = self.layers[self.layers.len() - 1].output;
         let Plane { channels, padded, .. } = self.planes[last];
         self.values[last].numbers().chunks(padded).take(n).flat_map(|row| row[..channels].to_vec()).collect()
     }
@@ -458,6 +491,7 @@ impl Program {
     }
 
     fn value(&self, node: usize, image: usize) -> View<f32> {
+        let node = self.holders[node];
         self.planes[node].view(&self.values[node], image)
     }
 
@@ -473,11 +507,14 @@ impl Program {
         let (rows, columns, channels) = (plane.height, plane.width, plane.padded);
         unsafe {
             match &layer.work {
-                Work::Normalise { mean, scale } => {
+                Work::Normalise { mean, scale, standardise } => {
                     for (c, x) in x.chunks(plane.pixels()).enumerate() {
                         for (i, &x) in x.iter().enumerate() {
                             *to.at.add(to.offset(0, i / columns, i % columns) + c) = (x - mean[c]) * scale[c];
                         }
+                    }
+                    if *standardise {
+                        standardised(to, &plane);
                     }
                 }
                 Work::Conv(conv) => {
@@ -499,20 +536,18 @@ impl Program {
                         },
                         source.padded,
                     );
-                    if let Some(Work::Norm(norm)) = conv.norm.map(|norm| &self.layers[norm].work) {
-                        let moments = norm.moments.at(image * 2 * channels);
-                        self.isa.run(&Moments { from: to.at, pixels: plane.pixels(), channels, to: moments });
-                    }
+                    self.moments(layer, to, image);
                 }
+                Work::Measure { .. } => self.moments(layer, to, image),
                 Work::Norm(norm) => {
-                    let (factors, top) = (norm.forward.at(0).cast_const(), layer.top);
+                    let (factors, bend) = (norm.forward.at(0).cast_const(), layer.bend);
                     let from = from(0);
-                    self.isa.run(&Affine { from, factors, residual: View::NONE, to, top, rows, columns, channels });
+                    self.isa.run(&Affine { from, factors, residual: View::NONE, to, bend, rows, columns, channels });
                 }
                 Work::Add => {
-                    let (from, residual, top) = (from(0), from(1), layer.top);
+                    let (from, residual, bend) = (from(0), from(1), layer.bend);
                     let factors = std::ptr::null();
-                    self.isa.run(&Affine { from, factors, residual, to, top, rows, columns, channels });
+                    self.isa.run(&Affine { from, factors, residual, to, bend, rows, columns, channels });
                 }
                 Work::Subsample { stride, before } => {
                     let (from, count) = (from(0), self.planes[layer.inputs[0]].channels);
@@ -523,6 +558,36 @@ impl Program {
                             std::ptr::copy_nonoverlapping(source, to, count);
                         }
                     }
+                }
+                Work::KeepLargest { winners, thresholds } => {
+                    let from = from(0);
+                    let mut numbers = Vec::with_capacity(plane.channels * plane.pixels());
+                    each_pixel(&plane, |y, x| {
+                        let pixel = std::slice::from_raw_parts(from.at.add(from.offset(0, y, x)), plane.channels);
+                        numbers.extend_from_slice(pixel);
+                    });
+                    let threshold = threshold(&numbers, *winners);
+                    *thresholds.at(image) = threshold;
+                    each_pixel(&plane, |y, x| {
+                        let (from, to) = (from.at.add(from.offset(0, y, x)), to.at.add(to.offset(0, y, x)));
+                        for c in 0..channels {
+                            let x = *from.add(c);
+                            *to.add(c) = if x < threshold { 0.0 } else { x };
+                        }
+                    });
+                }
+                Work::AveragePool { kernel, stride, padding } => {
+                    let (source, from) = (self.planes[layer.inputs[0]], from(0));
+                    let share = 1.0 / (kernel * kernel) as f32;
+                    each_pixel(&plane, |y, x| {
+                        let to = to.at.add(to.offset(0, y, x));
+                        to.write_bytes(0, channels);
+                        each_in_window((y, x), (*kernel, *stride, *padding), &source, |y, x| {
+                            let from = from.at.add(from.offset(0, y, x));
+                            (0..channels).for_each(|c| *to.add(c) += *from.add(c));
+                        });
+                        (0..channels).for_each(|c| *to.add(c) *= share);
+                    });
                 }
                 Work::Pool => {
                     let (source, from) = (self.planes[layer.inputs[0]], from(0));
@@ -550,23 +615,30 @@ impl Program {
             match &layer.work {
                 Work::Normalise { .. } => {}
                 Work::Conv(conv) => self.convolution_back(layer, conv, group, image),
+                Work::Measure { norm } => {
+                    let (Some(target), Work::Norm(norm)) = (layer.dx[0], &self.layers[*norm].work) else { return };
+                    let (mean, factors) = (norm.forward.at(0).cast_const(), norm.backward.at(0).cast_const());
+                    let from = self.value(layer.output, image);
+                    let (to, add) = (self.gradient(target.slot, layer.inputs[0], image), target.add);
+                    self.isa.run(&Unnormalise { dy, from, to, mean, factors, add, rows, columns, channels });
+                }
                 Work::Norm(norm) => {
                     let (mean, sums) = (norm.forward.at(0).cast_const(), norm.sums.at(image * 2 * channels));
-                    let (from, out, top) =
-                        (self.value(layer.inputs[0], image), self.value(layer.output, image), layer.top);
-                    self.isa.run(&Mask { dy, out, top, from, mean, sums, rows, columns, channels });
+                    let (from, out, bend) =
+                        (self.value(layer.inputs[0], image), self.value(layer.output, image), layer.bend);
+                    self.isa.run(&Mask { dy, out, bend, from, mean, sums, rows, columns, channels });
                 }
                 Work::Add => {
-                    let (out, top) = (self.value(layer.output, image), layer.top);
+                    let (out, bend) = (self.value(layer.output, image), layer.bend);
                     let (mean, sums) = (std::ptr::null(), std::ptr::null_mut());
                     let from = View::NONE;
-                    self.isa.run(&Mask { dy, out, top, from, mean, sums, rows, columns, channels });
+                    self.isa.run(&Mask { dy, out, bend, from, mean, sums, rows, columns, channels });
                     for (target, &input) in layer.dx.iter().zip(&layer.inputs) {
                         if let Some(target) = target {
                             let to = self.gradient(target.slot, input, image);
                             let residual = if target.add { to } else { View::NONE };
-                            let (from, factors, top) = (dy, std::ptr::null(), None);
-                            self.isa.run(&Affine { from, factors, residual, to, top, rows, columns, channels });
+                            let (from, factors, bend) = (dy, std::ptr::null(), Bend::None);
+                            self.isa.run(&Affine { from, factors, residual, to, bend, rows, columns, channels });
                         }
                     }
                 }
@@ -585,6 +657,36 @@ impl Program {
                         }
                     }
                 }
+                Work::KeepLargest { thresholds, .. } => {
+                    let (threshold, from) = (*thresholds.at(image), self.value(layer.inputs[0], image));
+                    // In place, unless the input's gradient has a buffer already.
+                    let target = layer.dx[0];
+                    let to = target.map_or(dy, |target| self.gradient(target.slot, layer.inputs[0], image));
+                    each_pixel(&plane, |y, x| {
+                        let (from, dy) = (from.at.add(from.offset(0, y, x)), dy.at.add(dy.offset(0, y, x)));
+                        let to = to.at.add(to.offset(0, y, x));
+                        for c in 0..channels {
+                            let before = if target.is_some_and(|target| target.add) { *to.add(c) } else { 0.0 };
+                            *to.add(c) = if *from.add(c) < threshold { before } else { before + *dy.add(c) };
+                        }
+                    });
+                }
+                Work::AveragePool { kernel, stride, padding } => {
+                    let Some(target) = layer.dx[0] else { return };
+                    let (source, to) =
+                        (self.planes[layer.inputs[0]], self.gradient(target.slot, layer.inputs[0], image));
+                    if !target.add {
+                        to.at.write_bytes(0, source.bare().image());
+                    }
+                    let share = 1.0 / (kernel * kernel) as f32;
+                    each_pixel(&plane, |y, x| {
+                        let dy = dy.at.add(dy.offset(0, y, x));
+                        each_in_window((y, x), (*kernel, *stride, *padding), &source, |y, x| {
+                            let to = to.at.add(to.offset(0, y, x));
+                            (0..channels).for_each(|c| *to.add(c) += *dy.add(c) * share);
+                        });
+                    });
+                }
                 Work::Pool => {
                     let Some(target) = layer.dx[0] else { return };
                     let (source, to) =
@@ -598,6 +700,16 @@ impl Program {
                     }
                 }
             }
+        }
+    }
+
+    /// The moments of a layer's output, if a normalisation asks for them.
+    unsafe fn moments(&self, layer: &Layer, from: View<f32>, image: usize) {
+        if let Some(Work::Norm(norm)) = layer.work.norm().map(|norm| &self.layers[norm].work) {
+            let plane = self.planes[layer.output];
+            let (pixels, channels) = (plane.pixels(), plane.padded);
+            let to = norm.moments.at(image * 2 * channels);
+            unsafe { self.isa.run(&Moments { from: from.at, pixels, channels, to }) };
         }
     }
 
@@ -619,11 +731,11 @@ impl Program {
                 Some(Work::Norm(norm)) => {
                     let (mean, factors) = (norm.forward.at(0).cast_const(), norm.backward.at(0).cast_const());
                     let from = self.value(layer.output, image);
-                    isa.run(&Unnormalise { dy, from, to, mean, factors, rows, columns, channels });
+                    isa.run(&Unnormalise { dy, from, to, mean, factors, add: false, rows, columns, channels });
                 }
                 _ => {
-                    let (factors, residual, top) = (std::ptr::null(), View::NONE, None);
-                    isa.run(&Affine { from: dy, factors, residual, to, top, rows, columns, channels });
+                    let (factors, residual, bend) = (std::ptr::null(), View::NONE, Bend::None);
+                    isa.run(&Affine { from: dy, factors, residual, to, bend, rows, columns, channels });
                 }
             }
             let dy = to;
@@ -756,12 +868,42 @@ fn finish(to: View<f32>, residual: View<f32>, bias: *const f32) -> Finish {
     Finish { to, residual, mask: View::NONE, bias, end: End::Linear }
 }
 
-/// Where an activation clamps.
-fn top(activation: Activation) -> Option<f32> {
+/// Calls `f` with every row and column.
+fn each_pixel(plane: &Plane, mut f: impl FnMut(usize, usize)) {
+    (0..plane.height).for_each(|y| (0..plane.width).for_each(|x| f(y, x)));
+}
+
+/// Calls `f` with every row and column of `source` in the window of output pixel `(y, x)`.
+fn each_in_window(
+    (y, x): (usize, usize),
+    (kernel, stride, padding): (usize, usize, usize),
+    source: &Plane,
+    mut f: impl FnMut(usize, usize),
+) {
+    let span = |o: usize, size: usize| {
+        (o * stride).saturating_sub(padding)..(o * stride + kernel).saturating_sub(padding).min(size)
+    };
+    span(y, source.height).for_each(|y| span(x, source.width).for_each(|x| f(y, x)));
+}
+
+/// Standardises the numbers of one image, all channels together.
+unsafe fn standardised(image: View<f32>, plane: &Plane) {
+    let pixel = |y: usize, x: usize| {
+        // SAFETY: a pixel of the image, which nothing else reads or writes.
+        unsafe { std::slice::from_raw_parts_mut(image.at.add(image.offset(0, y, x)), plane.channels) }
+    };
+    let mut numbers = Vec::with_capacity(plane.channels * plane.pixels());
+    each_pixel(plane, |y, x| numbers.extend_from_slice(pixel(y, x)));
+    let (mean, divisor, _) = spread(&numbers);
+    let (mean, scale) = (mean as f32, (1.0 / divisor) as f32);
+    each_pixel(plane, |y, x| pixel(y, x).iter_mut().for_each(|value| *value = (*value - mean) * scale));
+}
+
+fn bend(activation: Activation) -> Bend {
     match activation {
-        Activation::None => None,
-        Activation::Relu => Some(f32::INFINITY),
-        Activation::Relu6 => Some(6.0),
-        Activation::LeakyRelu { .. } => None,
+        Activation::None => Bend::None,
+        Activation::Relu => Bend::Clamp(f32::INFINITY),
+        Activation::Relu6 => Bend::Clamp(6.0),
+        Activation::LeakyRelu { slope } => Bend::Leak(slope as f32),
     }
 }

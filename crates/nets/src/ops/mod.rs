@@ -20,9 +20,21 @@ pub use norm::{Statistics, batch_norm};
 pub use pointwise::{Activation, Affine, activate, add};
 pub use pool::{average_pool, global_average_pool, max_pool, subsample};
 pub use volume::{keep_largest, prune, standardise};
+pub(crate) use volume::{spread, threshold, winners};
 
 /// The number types of networks: f32 and f64.
 pub trait Element: WithDType + num_traits::Float {
+    /// An integer whose order is that of the numbers it stands for.
+    type Rank: Ord + Copy + Send;
+
+    /// The number's place in the order of numbers: -0 before 0, and NaN beyond the infinity of its sign.
+    #[must_use]
+    fn rank(self) -> Self::Rank;
+
+    /// The number of a rank.
+    #[must_use]
+    fn of_rank(rank: Self::Rank) -> Self;
+
     /// The nearest number of this type.
     #[must_use]
     fn of(value: f64) -> Self {
@@ -36,8 +48,25 @@ pub trait Element: WithDType + num_traits::Float {
     }
 }
 
-impl Element for f32 {}
-impl Element for f64 {}
+macro_rules! element {
+    ($float:ty, $rank:ty) => {
+        impl Element for $float {
+            type Rank = $rank;
+
+            fn rank(self) -> $rank {
+                let bits = self.to_bits() as $rank;
+                // The magnitude's bits of a negative number are turned round.
+                bits ^ ((bits >> (<$rank>::BITS - 1)) & <$rank>::MAX)
+            }
+
+            fn of_rank(rank: $rank) -> Self {
+                Self::from_bits((rank ^ ((rank >> (<$rank>::BITS - 1)) & <$rank>::MAX)).cast_unsigned())
+            }
+        }
+    };
+}
+element!(f32, i32);
+element!(f64, i64);
 
 /// `n` zeros.
 fn zeros<T: Element>(n: usize) -> Vec<T> {

@@ -180,19 +180,29 @@ mod tests {
             ([8, 8], 2, Padding { bottom: 1, right: 1, ..Padding::default() }, 4),
         ] {
             let window = Window { stride, padding, groups };
-            let arguments = [random(1, &[2, 4, size[0], size[1]]), random(2, &[4, 4 / groups, 3, 3]), random(3, &[4])];
-            agree(
-                &arguments,
-                |a| conv2d(&a[0], &a[1], Some(&a[2]), window),
-                |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window),
-            );
+            for kernel in [[3, 3], [1, 3], [3, 2]] {
+                let weight = random(2, &[4, 4 / groups, kernel[0], kernel[1]]);
+                agree(
+                    &[random(1, &[2, 4, size[0], size[1]]), weight, random(3, &[4])],
+                    |a| conv2d(&a[0], &a[1], Some(&a[2]), window),
+                    |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window),
+                );
+            }
         }
         let x = random(4, &[2, 3, 9, 8]);
         let one = std::slice::from_ref(&x);
         agree(one, |a| max_pool(&a[0], 3, 2, 1), |a| ops::max_pool(&a[0], 3, 2, 1));
         agree(one, |a| subsample(&a[0], 2, 1, 2), |a| ops::subsample(&a[0], 2, 1, 2));
+        for (kernel, stride, padding) in [(3, 1, 1), (2, 2, 0), (3, 2, 1)] {
+            agree(
+                one,
+                |a| average_pool(&a[0], kernel, stride, padding),
+                |a| ops::average_pool(&a[0], kernel, stride, padding),
+            );
+        }
         let wide = [(&x * 5.0).unwrap()];
-        for activation in [Activation::None, Activation::Relu, Activation::Relu6] {
+        let leaky = Activation::LeakyRelu { slope: 0.1 };
+        for activation in [Activation::None, Activation::Relu, Activation::Relu6, leaky] {
             agree(&wide, |a| activate(&a[0], activation), |a| ops::activate(&a[0], activation));
             agree(
                 &[x.clone(), random(5, &[3]), random(6, &[3])],
@@ -200,5 +210,17 @@ mod tests {
                 |a| Ok(ops::batch_norm(&a[0], &a[1], &a[2], 1e-5, activation)?.0),
             );
         }
+    }
+
+    #[test]
+    fn candles_operations_and_ours_agree_on_whole_images() {
+        let x = random(7, &[2, 3, 4, 5]);
+        let one = std::slice::from_ref(&x);
+        let keys = [Key::root(8).at(0), Key::root(8).at(1)];
+        agree(one, |a| standardise(&a[0]), |a| ops::standardise(&a[0]));
+        agree(&[(&x * 1e-2).unwrap()], |a| standardise(&a[0]), |a| ops::standardise(&a[0]));
+        agree(one, |a| keep_largest(&a[0], 12), |a| ops::keep_largest(&a[0], 0.2));
+        agree(one, |a| prune(&a[0], 2.0, &keys), |a| ops::prune(&a[0], 2.0, &keys));
+        agree(&[x.zeros_like().unwrap()], |a| prune(&a[0], 2.0, &keys), |a| ops::prune(&a[0], 2.0, &keys));
     }
 }

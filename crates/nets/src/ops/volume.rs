@@ -38,17 +38,15 @@ pub fn standardise(x: &Tensor) -> Result<Tensor> {
 #[derive(Clone, Copy, Debug)]
 struct Standardise;
 
-impl Standardise {
-    /// Mean and divisor of an image, and whether the divisor is the image's deviation.
-    fn moments<T: Element>(x: &[T]) -> (f64, f64, bool) {
-        let count = x.len() as f64;
-        let mean = super::norm::sum(x) / count;
-        let centre = T::of(mean);
-        let deviation = (accumulate([x], |[x]| (x - centre) * (x - centre)) / count).sqrt();
-        let least = 1.0 / count.sqrt();
-        // Not `max`, so that NaN stays NaN.
-        if deviation < least { (mean, least, false) } else { (mean, deviation, true) }
-    }
+/// The mean and the divisor of an image that is standardised, and whether the divisor is its deviation.
+pub(crate) fn spread<T: Element>(x: &[T]) -> (f64, f64, bool) {
+    let count = x.len() as f64;
+    let mean = super::norm::sum(x) / count;
+    let centre = T::of(mean);
+    let deviation = (accumulate([x], |[x]| (x - centre) * (x - centre)) / count).sqrt();
+    let least = 1.0 / count.sqrt();
+    // Not `max`, so that NaN stays NaN.
+    if deviation < least { (mean, least, false) } else { (mean, deviation, true) }
 }
 
 impl CustomOp1 for Standardise {
@@ -62,7 +60,7 @@ impl CustomOp1 for Standardise {
             let x: &[T] = view(x, layout)?;
             let mut out = zeros::<T>(x.len());
             out.par_chunks_mut(image).zip(x.par_chunks(image)).for_each(|(out, x)| {
-                let (mean, divisor, _) = Self::moments(x);
+                let (mean, divisor, _) = spread(x);
                 let (mean, scale) = (T::of(mean), T::of(1.0 / divisor));
                 out.iter_mut().zip(x).for_each(|(out, &x)| *out = (x - mean) * scale);
             });
@@ -77,7 +75,7 @@ impl CustomOp1 for Standardise {
                 let mut dx = zeros::<T>(dy.len());
                 let images = x.par_chunks(image).zip(out.par_chunks(image)).zip(dy.par_chunks(image));
                 dx.par_chunks_mut(image).zip(images).for_each(|(dx, ((x, out), dy))| {
-                    let (_, divisor, varies) = Self::moments(x);
+                    let (_, divisor, varies) = spread(x);
                     let first = T::of(super::norm::sum(dy) / image as f64);
                     let second = accumulate([out, dy], |[out, dy]| out * dy) / image as f64;
                     let second = T::of(if varies { second } else { 0.0 });
@@ -99,27 +97,31 @@ impl CustomOp1 for Standardise {
 /// # Errors
 /// If the images have no four dimensions or no pixels, or the share is not in `(0, 1]`.
 pub fn keep_largest(x: &Tensor, share: f64) -> Result<Tensor> {
-    let image = volume(x.dims())?;
-    if !(share > 0.0 && share <= 1.0) {
-        bail!("k-winners-take-all keeps a share in (0, 1], not {share}");
-    }
-    let winners = ((share * image as f64) as usize).clamp(1, image);
+    let winners = winners(share, volume(x.dims())?)?;
     if !x.device().is_cpu() {
         return plain::keep_largest(x, winners);
     }
     x.contiguous()?.apply_op1(KeepLargest { winners, thresholds: Arc::default() })
 }
 
+/// How many of an image's numbers win.
+pub(crate) fn winners(share: f64, image: usize) -> Result<usize> {
+    if !(share > 0.0 && share <= 1.0) {
+        bail!("k-winners-take-all keeps a share in (0, 1], not {share}");
+    }
+    Ok(((share * image as f64) as usize).clamp(1, image))
+}
+
+/// The smallest of the `winners` largest numbers.
+pub(crate) fn threshold<T: Element>(numbers: &[T], winners: usize) -> T {
+    let mut ranks: Vec<T::Rank> = numbers.iter().map(|number| number.rank()).collect();
+    let losers = ranks.len() - winners;
+    T::of_rank(*ranks.select_nth_unstable(losers).1)
+}
+
 /// The smallest number that stays, per image.
 pub(super) fn thresholds<T: Element>(x: &[T], image: usize, winners: usize) -> Vec<f64> {
-    let threshold = |numbers: &mut Vec<T>, x: &[T]| {
-        numbers.clear();
-        numbers.extend_from_slice(x);
-        // NaN is the largest: it stays, and is seen.
-        let order = |x: &T, y: &T| y.partial_cmp(x).unwrap_or_else(|| y.is_nan().cmp(&x.is_nan()));
-        numbers.select_nth_unstable_by(winners - 1, order).1.wide()
-    };
-    x.par_chunks(image).map_init(Vec::new, threshold).collect()
+    x.par_chunks(image).map(|x| threshold(x, winners).wide()).collect()
 }
 
 #[derive(Debug)]

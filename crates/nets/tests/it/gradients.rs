@@ -40,6 +40,9 @@ fn check(what: &str, arguments: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tenso
     }
 }
 
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::None, Activation::Relu, Activation::Relu6, Activation::LeakyRelu { slope: 0.1 }];
+
 fn random(seed: u64, shape: &[usize]) -> Tensor {
     normal(Key::root(100).at(seed), shape, DType::F64)
 }
@@ -48,28 +51,34 @@ fn random(seed: u64, shape: &[usize]) -> Tensor {
 fn convolutions_of_every_shape_have_right_gradients() {
     let asymmetric = Padding { top: 0, bottom: 1, left: 2, right: 1 };
     for (size, inputs, outputs, kernel, stride, padding, groups) in [
-        ([7, 7], 3, 4, 3, 1, Padding::same(1), 1),
-        ([8, 7], 3, 4, 3, 2, Padding::same(1), 1),
-        ([7, 8], 3, 4, 3, 2, asymmetric, 1),
-        ([9, 6], 4, 6, 1, 1, Padding::same(0), 1),
-        ([9, 6], 4, 6, 1, 2, Padding::same(0), 1),
-        ([13, 10], 3, 4, 7, 2, Padding::same(3), 1),
-        ([11, 8], 2, 3, 5, 3, asymmetric, 1),
-        ([8, 9], 4, 6, 3, 2, Padding::same(1), 2),
-        ([6, 5], 4, 4, 3, 1, Padding::same(1), 4),
-        ([7, 6], 4, 4, 3, 2, asymmetric, 4),
-        ([6, 6], 3, 6, 3, 1, Padding::same(1), 3),
-        ([1, 1], 5, 3, 1, 1, Padding::same(0), 1),
-        ([2, 2], 3, 2, 3, 2, Padding::same(1), 1),
+        ([7, 7], 3, 4, [3, 3], 1, Padding::same(1), 1),
+        ([8, 7], 3, 4, [3, 3], 2, Padding::same(1), 1),
+        ([7, 8], 3, 4, [3, 3], 2, asymmetric, 1),
+        ([9, 6], 4, 6, [1, 1], 1, Padding::same(0), 1),
+        ([9, 6], 4, 6, [1, 1], 2, Padding::same(0), 1),
+        ([13, 10], 3, 4, [7, 7], 2, Padding::same(3), 1),
+        ([11, 8], 2, 3, [5, 5], 3, asymmetric, 1),
+        ([8, 9], 4, 6, [3, 3], 2, Padding::same(1), 2),
+        ([6, 5], 4, 4, [3, 3], 1, Padding::same(1), 4),
+        ([7, 6], 4, 4, [3, 3], 2, asymmetric, 4),
+        ([6, 6], 3, 6, [3, 3], 1, Padding::same(1), 3),
+        ([1, 1], 5, 3, [1, 1], 1, Padding::same(0), 1),
+        ([2, 2], 3, 2, [3, 3], 2, Padding::same(1), 1),
+        ([6, 9], 3, 4, [1, 7], 1, Padding { left: 3, right: 3, ..Padding::default() }, 1),
+        ([9, 6], 3, 4, [7, 1], 1, Padding { top: 3, bottom: 3, ..Padding::default() }, 1),
+        ([7, 8], 4, 2, [1, 3], 2, asymmetric, 2),
+        ([8, 7], 4, 4, [3, 2], 1, Padding { top: 2, bottom: 0, left: 1, right: 0 }, 4),
+        ([8, 7], 2, 3, [2, 5], 1, Padding { top: 0, bottom: 3, left: 4, right: 5 }, 1),
     ] {
-        let what = format!("{size:?} {inputs}->{outputs} kernel {kernel} stride {stride} {padding:?} groups {groups}");
+        let what =
+            format!("{size:?} {inputs}->{outputs} kernel {kernel:?} stride {stride} {padding:?} groups {groups}");
         let window = Window { stride, padding, groups };
         let x = random(1, &[3, inputs, size[0], size[1]]);
-        let weight = random(2, &[outputs, inputs / groups, kernel, kernel]);
+        let weight = random(2, &[outputs, inputs / groups, kernel[0], kernel[1]]);
         let bias = random(3, &[outputs]);
         check(&what, &[x.clone(), weight.clone()], |a| ops::conv2d(&a[0], &a[1], None, window));
         check(&what, &[x.clone(), weight.clone(), bias.clone()], |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window));
-        for activation in [Activation::None, Activation::Relu, Activation::Relu6] {
+        for activation in ACTIVATIONS {
             let frozen = Frozen { weight: weight.clone(), bias: Some(bias.clone()), window, activation };
             let y = frozen.apply(&x, None).unwrap().zeros_like().unwrap();
             let y = random(4, y.dims());
@@ -128,13 +137,14 @@ fn pools_have_right_values_and_gradients() {
         ([6, 7], 2, 3, 1),
     ] {
         let x = random(5, &[2, 3, size[0], size[1]]);
-        check("max-pool", &[x], |a| ops::max_pool(&a[0], kernel, stride, padding));
+        check("max-pool", std::slice::from_ref(&x), |a| ops::max_pool(&a[0], kernel, stride, padding));
+        check("average-pool", &[x], |a| ops::average_pool(&a[0], kernel, stride, padding));
     }
     // Padding never wins, even where all is negative.
     let x = (random(5, &[1, 1, 5, 5]).abs().unwrap() * -1.0).unwrap();
     let top: f64 = ops::max_pool(&x, 3, 2, 1).unwrap().max_all().unwrap().to_scalar().unwrap();
     assert!(top < 0.0);
-    assert!(ops::max_pool(&x, 9, 2, 1).is_err());
+    assert!(ops::max_pool(&x, 9, 2, 1).is_err() && ops::average_pool(&x, 9, 2, 1).is_err());
 
     let x = random(6, &[2, 3, 7, 8]);
     check("subsample", std::slice::from_ref(&x), |a| ops::subsample(&a[0], 2, 1, 2));
@@ -146,9 +156,43 @@ fn pools_have_right_values_and_gradients() {
 }
 
 #[test]
+fn operations_on_whole_images_have_right_gradients() {
+    let x = random(16, &[3, 2, 5, 4]);
+    let keys: Vec<Key> = (0..3).map(|image| Key::root(17).at(image)).collect();
+    check("standardise", std::slice::from_ref(&x), |a| ops::standardise(&a[0]));
+    // A deviation below the least, of which only the mean moves.
+    check("standardise-flat", &[(&x * 0.01).unwrap()], |a| ops::standardise(&a[0]));
+    for share in [0.1, 0.5, 1.0] {
+        check("keep-largest", std::slice::from_ref(&x), |a| ops::keep_largest(&a[0], share));
+    }
+    for samples in [0.3, 2.0] {
+        // The steps are too small for any value to be kept on one side only: the difference freezes the mask.
+        check("prune", std::slice::from_ref(&x), |a| ops::prune(&a[0], samples, &keys));
+        let mask = ops::prune(&x, samples, &keys).unwrap().ne(0.0).unwrap().to_dtype(DType::F64).unwrap();
+        let kept: f64 = mask.mean_all().unwrap().to_scalar().unwrap();
+        assert!(0.05 < kept && kept < 0.95, "{kept}");
+        // The same by candle's own operations, the mask a constant.
+        let formula = |x: &Tensor| {
+            let magnitude = x.abs()?;
+            let share = magnitude.broadcast_div(&magnitude.sum_keepdim((1, 2, 3))?)?;
+            let keep = (1.0 - (share * (-samples * 40.0))?.exp()?)?;
+            (x / (keep + 1e-8)?)? * &mask
+        };
+        let projection = random(18, x.dims());
+        let gradient = |f: &dyn Fn(&Tensor) -> Result<Tensor>| {
+            let x = Var::from_tensor(&x).unwrap();
+            let value = (f(x.as_tensor()).unwrap() * &projection).unwrap().sum_all().unwrap();
+            value.backward().unwrap().get(&x).unwrap().clone()
+        };
+        let (expected, found) = (gradient(&formula), gradient(&|x| ops::prune(x, samples, &keys)));
+        assert!(crate::difference(&expected, &found) < 1e-12);
+    }
+}
+
+#[test]
 fn layers_without_planes_have_right_gradients() {
     let (x, y) = (random(7, &[2, 3, 4, 5]), random(8, &[2, 3, 4, 5]));
-    for activation in [Activation::None, Activation::Relu, Activation::Relu6] {
+    for activation in ACTIVATIONS {
         check("activation", &[(&x * 5.0).unwrap()], |a| ops::activate(&a[0], activation));
         check("sum", &[x.clone(), y.clone()], |a| ops::add(&a[0], &a[1], activation));
         let affine = ops::Affine {
@@ -168,7 +212,7 @@ fn layers_without_planes_have_right_gradients() {
 #[test]
 fn batch_normalisation_differentiates_its_statistics() {
     let (x, gamma, beta) = (random(12, &[3, 4, 5, 3]), random(13, &[4]), random(14, &[4]));
-    for activation in [Activation::None, Activation::Relu, Activation::Relu6] {
+    for activation in ACTIVATIONS {
         check("batch-norm", &[x.clone(), gamma.clone(), beta.clone()], |a| {
             Ok(ops::batch_norm(&a[0], &a[1], &a[2], 1e-5, activation)?.0)
         });
@@ -209,6 +253,11 @@ fn input_gradients_of_every_architecture_are_right() {
         (r#"{"name": "resnet", "depth": 50, "classes": 7}"#, [34, 31]),
         (r#"{"name": "mobilenet-v2", "classes": 7, "width": 0.25}"#, [33, 30]),
         (r#"{"name": "mobilenet-v2", "classes": 7, "width": 0.25, "padding": "same"}"#, [32, 64]),
+        (r#"{"name": "wide-resnet", "depth": 14, "width": 1, "classes": 7}"#, [8, 12]),
+        (
+            r#"{"name": "cifar-resnet", "depth": 14, "width": 4, "activation": {"name": "k-winners-take-all", "share": 0.2}}"#,
+            [11, 12],
+        ),
     ] {
         let graph = spec(json).graph().unwrap();
         // Statistics that fit the activations keep the gradient from vanishing.

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device};
 use game::{Classifier, Key};
-use nets::{AdamW, Network, Trainee, train::Settings};
+use nets::{AdamW, Graph, Network, Trainee, train::Settings};
 
 use crate::{images, keys, spec, vector};
 
@@ -39,9 +39,19 @@ fn a_run_cut_in_two_gives_the_same_bits_as_a_whole_one() {
 
 #[test]
 fn a_network_learns_a_few_images_by_heart() {
-    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8, "width": 8, "classes": 4}"#).graph().unwrap();
-    let start = nets::weights::initialise(&graph, Key::root(1)).unwrap();
-    let mut trainee = Trainee::new(&graph, &start, &Device::Cpu).unwrap();
+    for json in [
+        r#"{"name": "cifar-resnet", "depth": 8, "width": 8, "classes": 4}"#,
+        r#"{"name": "wide-resnet", "depth": 8, "width": 1, "classes": 4}"#,
+        r#"{"name": "cifar-resnet", "depth": 8, "width": 8, "classes": 4,
+            "activation": {"name": "k-winners-take-all", "share": 0.2}}"#,
+    ] {
+        learns(&spec(json).graph().unwrap());
+    }
+}
+
+fn learns(graph: &Graph) {
+    let start = nets::weights::initialise(graph, Key::root(1)).unwrap();
+    let mut trainee = Trainee::new(graph, &start, &Device::Cpu).unwrap();
     let mut optimiser = AdamW::new(Settings::default());
     let x = images(Key::root(2), &[16, 3, 16, 16], DType::F32);
     let labels: Vec<u32> = (0..16).map(|i| i % 4).collect();
@@ -49,7 +59,7 @@ fn a_network_learns_a_few_images_by_heart() {
         let (loss, _) = trainee.loss(&x, &labels).unwrap();
         optimiser.step(&mut trainee, &loss.backward().unwrap(), 1e-2).unwrap();
     }
-    let network = Network::new(&graph, &trainee.weights().unwrap(), &Device::Cpu).unwrap();
+    let network = Network::new(graph, &trainee.weights().unwrap(), &Device::Cpu).unwrap();
     let predicted: Vec<u32> = network.logits(&x, &keys(16)).unwrap().argmax(1).unwrap().to_vec1().unwrap();
     assert_eq!(predicted, labels);
 }
@@ -62,6 +72,12 @@ fn the_compiled_step_agrees_with_autograd() {
         (r#"{"name": "cifar-resnet", "depth": 8, "width": 5, "classes": 4}"#, [5, 3, 17, 10]),
         (r#"{"name": "cifar-resnet", "depth": 14, "width": 20, "classes": 4, "shortcut": "B"}"#, [3, 3, 9, 11]),
         (r#"{"name": "resnet", "depth": 18, "classes": 10, "stem": "cifar"}"#, [2, 3, 16, 16]),
+        (r#"{"name": "wide-resnet", "depth": 14, "width": 1, "classes": 5}"#, [6, 3, 12, 20]),
+        (r#"{"name": "wide-resnet", "depth": 8, "width": 3, "classes": 5}"#, [3, 3, 16, 16]),
+        (
+            r#"{"name": "cifar-resnet", "depth": 8, "width": 7, "activation": {"name": "k-winners-take-all", "share": 0.3}}"#,
+            [7, 3, 9, 13],
+        ),
     ] {
         let graph = spec(json).graph().unwrap();
         let weights = crate::trained(&graph, Key::root(21), DType::F32);
@@ -102,19 +118,23 @@ fn the_compiled_step_agrees_with_autograd() {
 
 #[test]
 fn running_statistics_and_smaller_batches_are_those_of_autograd() {
-    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8, "width": 6}"#).graph().unwrap();
-    let start = nets::weights::initialise(&graph, Key::root(31)).unwrap();
-    let (mut compiled, mut reference) =
-        (Trainee::new(&graph, &start, &Device::Cpu).unwrap(), Trainee::new(&graph, &start, &Device::Cpu).unwrap());
-    for n in [9, 4, 20] {
-        let x = images(Key::root(n), &[n as usize, 3, 14, 14], DType::F32);
-        let labels: Vec<u32> = (0..n as u32).map(|i| i % 10).collect();
-        compiled.query(&x, &labels).unwrap();
-        reference.loss(&x, &labels).unwrap();
-        let expected = reference.weights().unwrap();
-        for (name, found) in compiled.weights().unwrap().into_iter().filter(|(name, _)| name.contains(".running_")) {
-            let error = crate::difference(&expected[&name], &found);
-            assert!(error < 1e-5, "{name} after {n}: {error}");
+    for json in
+        [r#"{"name": "cifar-resnet", "depth": 8, "width": 6}"#, r#"{"name": "wide-resnet", "depth": 8, "width": 1}"#]
+    {
+        let graph = spec(json).graph().unwrap();
+        let start = nets::weights::initialise(&graph, Key::root(31)).unwrap();
+        let (mut compiled, mut reference) =
+            (Trainee::new(&graph, &start, &Device::Cpu).unwrap(), Trainee::new(&graph, &start, &Device::Cpu).unwrap());
+        for n in [9, 4, 20] {
+            let x = images(Key::root(n), &[n as usize, 3, 16, 12], DType::F32);
+            let labels: Vec<u32> = (0..n as u32).map(|i| i % 10).collect();
+            compiled.query(&x, &labels).unwrap();
+            reference.loss(&x, &labels).unwrap();
+            let (expected, found) = (reference.weights().unwrap(), compiled.weights().unwrap());
+            for (name, found) in found.into_iter().filter(|(name, _)| name.contains(".running_")) {
+                let error = crate::difference(&expected[&name], &found);
+                assert!(error < 1e-5, "{json}: {name} after {n}: {error}");
+            }
         }
     }
 }
@@ -137,6 +157,20 @@ fn speed() {
         (r#"{"name": "cifar-resnet", "depth": 8}"#, 64, 32),
         (r#"{"name": "cifar-resnet", "depth": 20}"#, 128, 32),
         (r#"{"name": "resnet", "depth": 18, "classes": 10, "stem": "cifar"}"#, 8, 32),
+        (
+            r#"{"name": "cifar-resnet", "depth": 20, "activation": {"name": "k-winners-take-all", "share": 0.1}}"#,
+            128,
+            32,
+        ),
+        (
+            r#"{"name": "resnet", "depth": 18, "classes": 10, "stem": "cifar",
+                "activation": {"name": "k-winners-take-all", "share": 0.1}}"#,
+            8,
+            32,
+        ),
+        (r#"{"name": "wide-resnet", "depth": 14, "width": 2}"#, 64, 32),
+        (r#"{"name": "wide-resnet", "depth": 32}"#, 8, 32),
+        (r#"{"name": "inception-v3"}"#, 2, 299),
         (r#"{"name": "resnet", "depth": 34}"#, 2, 224),
         (r#"{"name": "mobilenet-v2"}"#, 2, 224),
     ] {

@@ -9,8 +9,9 @@ use std::{
     process::{Command, Output},
 };
 
-use artifact::{Provenance, Row, SampleRow, Shard, Writer};
+use artifact::{FinetuneRow, Provenance, Row, SampleRow, Shard, Writer};
 use game::Key;
+use nets::{Weights, weights};
 use serde_json::{Value, json};
 
 /// Rows and columns of the test images.
@@ -63,6 +64,47 @@ pub fn row(id: u32, label: u32, pixels: Vec<u8>, side: u32) -> SampleRow {
     let mut png = Cursor::new(Vec::new());
     image.write_to(&mut png, image::ImageFormat::Png).unwrap();
     SampleRow { id, png: png.into_inner(), path: format!("{id}"), label }
+}
+
+/// A small network for these images.
+pub fn model() -> Value {
+    json!({"name": "cifar-resnet", "depth": 8, "width": 4, "classes": 3})
+}
+
+/// Untrained weights of it.
+pub fn network_weights() -> Weights {
+    let spec: nets::Spec = serde_json::from_value(model()).unwrap();
+    let mut weights = weights::initialise(&spec.graph().unwrap(), Key::root(5)).unwrap();
+    // Statistics of its own images, roughly, so that its logits are neither huge nor all the same.
+    for (name, tensor) in &mut weights {
+        if name.ends_with("running_var") {
+            *tensor = (tensor.clone() * 2.0).unwrap();
+        }
+    }
+    weights
+}
+
+/// Writes a finetune table of one epoch; the digest it records may be a wrong one.
+pub fn store(table: &Path, network: &Weights, sha256: Option<String>) {
+    std::fs::create_dir_all(table.parent().unwrap()).unwrap();
+    let file = table.with_file_name("epoch-000.safetensors");
+    weights::save(&file, network, &Default::default()).unwrap();
+    let row = FinetuneRow {
+        epoch: 0,
+        steps: 0,
+        learning_rate: None,
+        train_loss: None,
+        train_accuracy: None,
+        validation_correct: None,
+        validation_images: None,
+        weights: Some("epoch-000.safetensors".to_owned()),
+        sha256: Some(sha256.unwrap_or_else(|| artifact::sha256(&file).unwrap())),
+        best: true,
+    };
+    let facts = json!({"model": model(), "classes": CLASSES, "height": SIDE, "width": SIDE});
+    let mut writer = Writer::<FinetuneRow>::create(table, provenance("finetune", facts)).unwrap();
+    writer.push(&[row]).unwrap();
+    writer.finish().unwrap();
 }
 
 /// Runs a stage's binary on the CPU with parameters, the table to write, further arguments and inputs.
