@@ -308,12 +308,13 @@ fn a_detector_is_fitted_once_to_the_cells_network_and_judges_all_its_attacks() {
     assert_eq!(fit.params["detector"]["draws"], 256);
     assert!(fit.params.get("false_positive_rate").is_none(), "how it is used does not change what it knows");
     assert_eq!(fit.inputs[1], of("finetune")[0].address);
+    assert_eq!((fit.cost.detector, fit.cost.votes), (257 * 1000, 0));
     let attacks = of("attack");
     assert!(attacks.len() > 4 && attacks.iter().any(|job| job.address.contains("odds--uniform-noise--")));
     for attack in attacks {
         assert_eq!(attack.inputs[1..], [fit.inputs[1].clone(), fit.address.clone()]);
         assert_eq!(attack.params["detector"]["false_positive_rate"], 0.001);
-        assert_eq!(attack.cost.detector, 256 * attack.cost.votes, "the detector's evaluations are counted");
+        assert_eq!(attack.cost.detector, 256 * attack.cost.votes);
     }
     let cell = &plan.report("table2-roth").unwrap().params.cells[0];
     assert_eq!(

@@ -437,18 +437,8 @@ impl File {
             })
             .collect();
         let kept = |claim: &Claim| claim.at.iter().all(|(axis, label)| has(&axes, axis, label));
-        let ReportTable {
-            rows,
-            columns,
-            best_over,
-            value,
-            rule,
-            more_rules,
-            invariance,
-            protocols,
-            compare,
-            figure,
-        } = self.report;
+        let ReportTable { rows, columns, best_over, value, rule, more_rules, invariance, protocols, compare, figure } =
+            self.report;
         let common = Reading { value: value.unwrap_or_default(), rule: rule.unwrap_or_default(), more_rules };
         Ok(Pipeline {
             path: PathBuf::new(),

@@ -41,7 +41,7 @@ pub struct Cost {
     pub forward_queries: u64,
     /// Backward passes of one image, by attacks.
     pub gradient_queries: u64,
-    /// Forward passes of one image, by votes and by detectors.
+    /// Forward passes of one image, by votes.
     pub votes: u64,
     /// Forward passes of one image, by detectors: to judge votes, and to be fitted.
     pub detector: u64,

@@ -130,6 +130,9 @@ pub trait Simd: Copy + 'static {
     /// Stores those of the first `lanes` lanes that are in `[low, high)` one after the other, and answers how many they are
     /// and how many are below `high`. May write a whole vector.
     unsafe fn gather_between(to: *mut f32, v: Self::V, low: Self::V, high: Self::V, lanes: usize) -> [usize; 2];
+    /// Asks for the cache line that will be needed soon.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
     /// The same pointer, of which the compiler knows nothing: else it keeps dozens of derived pointers on the stack.
     #[inline(always)]
     fn opaque<T>(pointer: *mut T) -> *mut T {
@@ -254,6 +257,10 @@ mod x86 {
     pub(super) struct Avx512;
 
     impl Simd for Avx512 {
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        }
         type V = __m512;
         const LANES: usize = 16;
         const PIXELS: usize = 8;
@@ -359,6 +366,10 @@ mod x86 {
     pub(super) struct Avx2;
 
     impl Simd for Avx2 {
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        }
         type V = __m256;
         const LANES: usize = 8;
         const PIXELS: usize = 4;

@@ -11,6 +11,9 @@ pub const TILE: usize = 4;
 /// Inputs of a tile in each direction, and the side of the transformed kernel.
 pub const SIDE: usize = 6;
 
+/// Floats of weights that are asked for ahead: a page, beyond which no processor looks by itself.
+const AHEAD: usize = 1024;
+
 /// Kernels transformed together: a divisor of every vector.
 pub const TOGETHER: usize = 8;
 
@@ -171,6 +174,7 @@ unsafe fn product_tile<S: Simd, const P: usize, const L: usize>(
             let mut w = [S::splat(0.0); L];
             for l in 0..L {
                 w[l] = S::load(weights.add(l * S::LANES));
+                S::prefetch(weights.wrapping_add(AHEAD + l * S::LANES));
             }
             for p in 0..P {
                 let x = S::splat(*from.add(p.wrapping_mul(step)).add(k));

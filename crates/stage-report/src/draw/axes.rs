@@ -2,7 +2,7 @@
 
 use libm::{exp10, log10};
 
-use super::{Anchor, BLACK, GREY, LABEL, PALE, Picture, Point, SMALL, Stroke, width};
+use super::{Anchor, BLACK, GREY, LABEL, LEADING, PALE, Picture, Point, SMALL, Stroke, width, wrap};
 
 /// Room for rings and squares that lie on the edge, as a share of the axis.
 const MARGIN: f64 = 0.03;
@@ -15,6 +15,8 @@ pub(crate) struct Axis {
     low: f64,
     high: f64,
     log: bool,
+    /// Ticks are words, each in the middle of a stretch of its own.
+    words: bool,
     ticks: Vec<(f64, String)>,
 }
 
@@ -22,12 +24,24 @@ impl Axis {
     /// Rates in `[0, 1]`, labelled in percent.
     pub(crate) fn percent(title: impl Into<String>) -> Self {
         let ticks = (0..=5).map(|i| (f64::from(i) / 5.0, (20 * i).to_string())).collect();
-        Self { title: title.into(), low: -MARGIN, high: 1.0 + MARGIN, log: false, ticks }
+        Self { title: title.into(), low: -MARGIN, high: 1.0 + MARGIN, log: false, words: false, ticks }
     }
 
     /// From `low` to `high`, ticks at round numbers.
     pub(crate) fn linear(title: impl Into<String>, low: f64, high: f64) -> Self {
-        Self { title: title.into(), low, high, log: false, ticks: round_ticks(low, high) }
+        Self { title: title.into(), low, high, log: false, words: false, ticks: round_ticks(low, high) }
+    }
+
+    /// The same with room for points at the ends.
+    pub(crate) fn roomy(title: impl Into<String>, low: f64, high: f64) -> Self {
+        let (low, high) = padded(low, high);
+        Self::linear(title, low, high)
+    }
+
+    /// Words one after the other, the first at 0, the next at 1.
+    pub(crate) fn words(title: impl Into<String>, words: &[String]) -> Self {
+        let ticks = words.iter().enumerate().map(|(i, word)| (i as f64, word.clone())).collect();
+        Self { title: title.into(), low: -0.5, high: words.len() as f64 - 0.5, log: false, words: true, ticks }
     }
 
     /// From `low` to `high`, both positive, by their logarithms; ticks at powers of ten, or at 1, 2, 5 between few of them.
@@ -37,7 +51,7 @@ impl Axis {
         let powers = low.floor() as i32..=high.ceil() as i32;
         let ticks = powers.flat_map(|power| steps.iter().map(move |step| step * exp10(f64::from(power))));
         let ticks = ticks.filter(|&tick| (low..=high).contains(&log10(tick))).map(|tick| (tick, short(tick)));
-        Self { title: title.into(), low, high, log: true, ticks: ticks.collect() }
+        Self { title: title.into(), low, high, log: true, words: false, ticks: ticks.collect() }
     }
 
     /// Ticks at these values and nowhere else; by logarithms on demand.
@@ -46,13 +60,24 @@ impl Axis {
         let ends = ticks.iter().map(|tick| place(tick.0));
         let (low, high) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         let (low, high) = padded(low, high);
-        Self { title: title.into(), low, high, log, ticks }
+        Self { title: title.into(), low, high, log, words: false, ticks }
     }
 
     /// Where a value lies, 0 at the low and 1 at the high end.
     pub(crate) fn place(&self, value: f64) -> f64 {
         let value = if self.log { log10(value) } else { value };
         (value - self.low) / (self.high - self.low)
+    }
+
+    /// A tick's label in lines, on an axis of this length.
+    fn lines(&self, label: &str, length: f64) -> Vec<String> {
+        if self.words { wrap(label, SMALL, length / self.ticks.len() as f64 - 4.0) } else { vec![label.to_owned()] }
+    }
+
+    /// The space that ticks and title take below an axis of this length.
+    pub(crate) fn below(&self, length: f64) -> f64 {
+        let lines = self.ticks.iter().map(|tick| self.lines(&tick.1, length).len()).max().unwrap_or(1);
+        Frame::BELOW + lines.saturating_sub(1) as f64 * LEADING * SMALL
     }
 }
 
@@ -104,7 +129,7 @@ pub(crate) struct Frame {
 impl Frame {
     /// Space that ticks and title take left of the box.
     pub(crate) const LEFT: f64 = 44.0;
-    /// Space that ticks and title take below the box.
+    /// Space that ticks of one line and the title take below the box.
     pub(crate) const BELOW: f64 = 34.0;
 
     /// Where a pair of values lies on the page.
@@ -123,17 +148,19 @@ impl Frame {
         let mut free = f64::NEG_INFINITY;
         for (value, label) in &self.x.ticks {
             let x = self.left + self.width * self.x.place(*value);
-            let half = width(label, SMALL) / 2.0;
+            let lines = self.x.lines(label, self.width);
+            let half = lines.iter().map(|line| width(line, SMALL) / 2.0).fold(0.0, f64::max);
             picture.line(vec![(x, bottom), (x, bottom + 3.0)], Stroke::solid(GREY, 0.8));
             // A label that would run into the one before is left out.
             if x - half >= free {
-                picture.text((x, bottom + 4.0 + SMALL), Anchor::Middle, SMALL, BLACK, label);
+                picture.lines((x, bottom + 4.0 + SMALL), SMALL, &lines);
                 free = x + half + 3.0;
             }
         }
         picture.border((self.left, self.top), (self.width, self.height), Stroke::solid(GREY, 0.8));
         let middle = (self.left + self.width / 2.0, self.top + self.height / 2.0);
-        picture.text((middle.0, bottom + 7.0 + SMALL + LABEL), Anchor::Middle, LABEL, BLACK, &self.x.title);
+        let title = bottom + self.x.below(self.width) - Self::BELOW + 7.0 + SMALL + LABEL;
+        picture.text((middle.0, title), Anchor::Middle, LABEL, BLACK, &self.x.title);
         if y_title {
             picture.turned((self.left - 32.0, middle.1), LABEL, &self.y.title);
         }
@@ -165,6 +192,8 @@ mod tests {
         assert_eq!([-1.0, 1.0, 3.0].map(|v| axis.place(v)), [0.0, 0.5, 1.0]);
         let log = Axis::log("", 1.0, 100.0);
         assert!((log.place(10.0) - 0.5).abs() < 1e-12 && log.place(1.0) > 0.0 && log.place(100.0) < 1.0);
+        let words = Axis::words("", &["a".to_owned(), "b".to_owned()]);
+        assert_eq!([0.0, 1.0].map(|v| words.place(v)), [0.25, 0.75]);
         let one = Axis::at("", vec![(7.0, "7".to_owned())], false);
         assert_eq!(one.place(7.0), 0.5);
     }

@@ -14,9 +14,6 @@ use crate::{
     line::Line,
 };
 
-/// Snapshots up to which each gets a marker.
-const MARKERS: usize = 12;
-
 impl Along {
     const fn title(self) -> &'static str {
         match self {
@@ -41,9 +38,7 @@ impl Along {
 
 pub(super) fn draw(request: &Request<'_>, kind: &Curves) -> Result<Sketch, Usage> {
     let all = request.snapshots(kind.quantity);
-    let drawn = |line: &Line, along: Along| along.of(line).filter(|&x| !kind.log || x > 0.0);
-    let spent: Vec<f64> = all.iter().flat_map(|line| kind.x.iter().filter_map(|x| drawn(line, *x))).collect();
-    if spent.is_empty() {
+    if !all.iter().any(|line| kind.x.iter().any(|x| drawn(kind, line, *x).is_some())) {
         let caption = "Nothing is drawn at this scale.".to_owned();
         return Ok(Sketch { picture: blank(&request.figure.title), caption, rows: Vec::new() });
     }
@@ -57,28 +52,22 @@ pub(super) fn draw(request: &Request<'_>, kind: &Curves) -> Result<Sketch, Usage
     let across = (kind.x.len() > 1 || panels.len() == 1).then_some(kind.x.len());
     let sheet = Sheet::new(&titles, across);
     let (mut picture, top) = page(&request.figure.title, sheet.page());
-    let sheet = sheet.below(top);
+    let sheet = sheet.from(top, &axis(kind, kind.x[0], &all));
+    let extras = Extras { intervals: kind.intervals, baselines: false };
     let mut rows = Vec::new();
     for (index, (title, along, lines)) in panels.iter().enumerate() {
         let (left, top) = sheet.corner(index);
-        let everywhere = all.iter().filter_map(|line| drawn(line, *along));
-        let (low, high) = everywhere.fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
-        let x = match () {
-            () if low >= high => Axis::at(along.title(), vec![(low, low.to_string())], kind.log),
-            () if kind.log => Axis::log(along.title(), low, high),
-            () => Axis::linear(along.title(), low, high),
-        };
-        let y = Axis::percent(format!("{} (%)", named(kind.quantity)));
+        let x = axis(kind, *along, &all);
+        let y = Axis::percent(format!("{}, %", named(kind.quantity)));
         let frame = Frame { left, top, width: sheet.width, height: sheet.height, x, y };
         frame.draw(&mut picture, sheet.first(index));
         sheet.name(&mut picture, index, title);
-        let mut snapshots = 0;
         let series = styles
             .series(lines)
             .into_iter()
             .map(|(colour, marker, stroke, lines)| {
-                let points = points(request, lines.into_iter().filter_map(|line| Some((drawn(line, *along)?, line))))?;
-                snapshots = snapshots.max(points.len());
+                let points =
+                    points(request, lines.into_iter().filter_map(|line| Some((drawn(kind, line, *along)?, line))))?;
                 // The same values stand in every panel of a row.
                 if *along == kind.x[0] {
                     rows.extend(points.iter().map(|point| point.1.row(request.params)));
@@ -86,7 +75,6 @@ pub(super) fn draw(request: &Request<'_>, kind: &Curves) -> Result<Sketch, Usage
                 Ok(Series { colour, marker, stroke, points })
             })
             .collect::<Result<Vec<_>, Usage>>()?;
-        let extras = Extras { intervals: kind.intervals, baselines: false, markers: snapshots <= MARKERS };
         series::plot(&mut picture, &frame, &series, &extras);
     }
     let mut entries = styles.entries(true);
@@ -98,6 +86,23 @@ pub(super) fn draw(request: &Request<'_>, kind: &Curves) -> Result<Sketch, Usage
         super::intervals(kind.intervals)
     );
     Ok(Sketch { picture, caption, rows })
+}
+
+/// Where a line's point lies along the axis; nowhere if it cannot be drawn there.
+fn drawn(kind: &Curves, line: &Line, along: Along) -> Option<f64> {
+    along.of(line).filter(|&x| !kind.log || x > 0.0)
+}
+
+/// The axis of all panels that run along the same.
+fn axis(kind: &Curves, along: Along, lines: &[&Line]) -> Axis {
+    let spent = lines.iter().filter_map(|line| drawn(kind, line, along));
+    let (low, high) = spent.fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
+    match along.title() {
+        title if low == high => Axis::at(title, vec![(low, low.to_string())], kind.log),
+        title if low > high => Axis::at(title, Vec::new(), false),
+        title if kind.log => Axis::log(title, low, high),
+        title => Axis::roomy(title, low, high),
+    }
 }
 
 /// Points in order of x; each x holds one.

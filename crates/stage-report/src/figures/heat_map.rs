@@ -21,7 +21,7 @@ const SCALE: f64 = 46.0;
 type Panel<'a> = (String, Vec<&'a Line>);
 
 pub(super) fn draw(request: &Request<'_>, kind: &HeatMap) -> Result<Sketch, Usage> {
-    let panels = panels(request, kind)?;
+    let (panels, alike) = panels(request, kind)?;
     let all: Vec<&Line> = panels.iter().flat_map(|panel| panel.1.iter().copied()).collect();
     let sides = unique(all.iter().map(|line| key(line, &kind.rows)));
     let tops = unique(all.iter().map(|line| key(line, &kind.columns)));
@@ -29,7 +29,7 @@ pub(super) fn draw(request: &Request<'_>, kind: &HeatMap) -> Result<Sketch, Usag
         let caption = "Nothing is drawn at this scale.".to_owned();
         return Ok(Sketch { picture: blank(&request.figure.title), caption, rows: Vec::new() });
     }
-    let maps = Maps::new(kind, sides, tops, panels.len());
+    let maps = Maps::new(kind, sides, tops, (panels.len(), alike));
     let (mut picture, top) = page(&request.figure.title, maps.page());
     let mut rows = Vec::new();
     for (index, (name, lines)) in panels.iter().enumerate() {
@@ -51,7 +51,8 @@ pub(super) fn draw(request: &Request<'_>, kind: &HeatMap) -> Result<Sketch, Usag
     Ok(Sketch { picture, caption, rows })
 }
 
-fn panels<'a>(request: &Request<'a>, kind: &HeatMap) -> Result<Vec<Panel<'a>>, Usage> {
+/// The panels in order, and how many of them differ in the last axis only.
+fn panels<'a>(request: &Request<'a>, kind: &HeatMap) -> Result<(Vec<Panel<'a>>, usize), Usage> {
     let mut lines = request.numbers(&[kind.quantity]);
     // Without a panel for each point, the best are the maps, not maps beside others.
     let bare = lines.iter().any(|line| line.selection.is_some());
@@ -75,8 +76,13 @@ fn panels<'a>(request: &Request<'a>, kind: &HeatMap) -> Result<Vec<Panel<'a>>, U
         axes.iter().map(label).collect()
     };
     let places = unique(lines.iter().map(|line| place(line)));
+    let group = |panel: &Key| panel.split_last().map(|(_, group)| group.to_vec());
+    let groups = unique(places.iter().map(group));
+    let grouped: Vec<Vec<&Key>> =
+        groups.iter().map(|of| places.iter().filter(|panel| group(panel) == *of).collect()).collect();
     let of = |panel: &Key| lines.iter().copied().filter(|line| place(line) == *panel).collect();
-    Ok(places.iter().map(|panel| (title(&axes, panel), of(panel))).collect())
+    let panels = grouped.iter().flatten().map(|panel| (title(&axes, panel), of(panel))).collect();
+    Ok((panels, grouped.iter().map(Vec::len).max().unwrap_or(1)))
 }
 
 /// Where everything stands.
@@ -95,16 +101,16 @@ struct Maps<'a> {
 }
 
 impl<'a> Maps<'a> {
-    fn new(kind: &'a HeatMap, sides: Vec<Key>, tops: Vec<Key>, panels: usize) -> Self {
+    /// Of so many panels, of which so many are `alike`: those stand beside each other, or in rows of equal length.
+    fn new(kind: &'a HeatMap, sides: Vec<Key>, tops: Vec<Key>, (panels, alike): (usize, usize)) -> Self {
         let widest = |keys: &[Key]| keys.iter().map(|key| width(&key.join(", "), SMALL)).fold(0.0, f64::max);
         let cell = (widest(&tops) + 8.0).clamp(36.0, 84.0);
         let lines = tops.iter().map(|top| wrap(&top.join(", "), SMALL, cell - 4.0).len()).max().unwrap_or(1);
         let labels = 18.0 + widest(&sides);
         let map = cell * tops.len() as f64;
-        let across = ((PAGE - labels - SCALE) / (map + GAP)).floor().max(1.0) as usize;
-        // Two full rows look better than one full and one with a single map.
-        let down = panels.div_ceil(across.min(panels));
-        Self { kind, sides, tops, labels, width: cell, lines, across: panels.div_ceil(down) }
+        let fit = ((PAGE - labels - SCALE) / (map + GAP)).floor().max(1.0) as usize;
+        let across = if alike < panels && alike <= 3 { alike } else { alike.div_ceil(alike.div_ceil(fit)) };
+        Self { kind, sides, tops, labels, width: cell, lines, across }
     }
 
     fn map(&self) -> (f64, f64) {

@@ -29,8 +29,8 @@ pub(super) fn draw(request: &Request<'_>, kind: &Lines) -> Result<Sketch, Usage>
     let titles: Vec<String> = panels.iter().map(|panel| panel.0.clone()).filter(|title| !title.is_empty()).collect();
     let sheet = Sheet::new(&titles, (panels.len() == 1).then_some(1));
     let (mut picture, top) = page(&request.figure.title, sheet.page());
-    let sheet = sheet.below(top);
-    let extras = Extras { intervals: kind.intervals, baselines: kind.baselines, markers: true };
+    let sheet = sheet.from(top, &along.axis);
+    let extras = Extras { intervals: kind.intervals, baselines: kind.baselines };
     let mut rows = Vec::new();
     for (index, (title, lines)) in panels.iter().enumerate() {
         let (left, top) = sheet.corner(index);
@@ -58,7 +58,7 @@ pub(super) fn draw(request: &Request<'_>, kind: &Lines) -> Result<Sketch, Usage>
 /// What stands up the side.
 fn heading(kind: &Lines) -> String {
     match kind.quantities[..] {
-        [one] => format!("{} (%)", named(one)),
+        [one] => format!("{}, %", named(one)),
         _ => "percent".to_owned(),
     }
 }
@@ -99,14 +99,11 @@ impl<'a> Along<'a> {
                 } else if kind.log {
                     Axis::log(title, low, high)
                 } else {
-                    Axis::linear(title, low, high)
+                    Axis::roomy(title, low, high)
                 };
                 Self { axis, name: &kind.x, words: None }
             }
-            None => {
-                let ticks = labels.iter().enumerate().map(|(i, label)| (i as f64, label.clone())).collect();
-                Self { axis: Axis::at(title, ticks, false), name: &kind.x, words: Some(labels) }
-            }
+            None => Self { axis: Axis::words(title, &labels), name: &kind.x, words: Some(labels) },
         })
     }
 

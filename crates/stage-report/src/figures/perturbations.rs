@@ -87,9 +87,10 @@ pub(super) fn draw(request: &Request<'_>, kind: &Perturbations) -> Result<Sketch
     picture.height = lattice.bottom() + EDGE / 2.0;
     let images: Vec<String> = kind.images.iter().map(u32::to_string).collect();
     let caption = format!(
-        "Perturbations of image {}, 0.95 (d/(2e) + 0.5); TV, mean absolute difference of neighbours in units of 2e; high, \
+        "Perturbations of {} {}, 0.95 (d/(2e) + 0.5); TV, mean absolute difference of neighbours in units of 2e; high, \
          share of the energy in the higher half of the frequencies; flips, share of signs unlike the previous \
          snapshot's.",
+        if several { "images" } else { "image" },
         images.join(", ")
     );
     Ok(Sketch { picture, caption, rows })

@@ -100,8 +100,10 @@ impl<'a> Request<'a> {
     }
 
     fn keeps(&self, item: &impl Labelled) -> bool {
+        // The best of all points is no less the best where a few of them are shown.
+        let best = |axis: &String| item.label("selection").is_some() && self.params.layout.best_over.contains(axis);
         let kept = |(axis, labels): (&String, &Vec<String>)| {
-            item.label(axis).is_none_or(|label| labels.iter().any(|kept| kept == label))
+            best(axis) || item.label(axis).is_none_or(|label| labels.iter().any(|kept| kept == label))
         };
         self.figure.only.iter().all(kept)
     }

@@ -29,12 +29,13 @@ pub(super) fn draw(request: &Request<'_>, kind: &Scatter) -> Result<Sketch, Usag
     let titles: Vec<String> = panels.iter().map(|panel| panel.0.clone()).filter(|title| !title.is_empty()).collect();
     let sheet = Sheet::new(&titles, (panels.len() == 1).then_some(1));
     let (mut picture, top) = page(&request.figure.title, sheet.page());
-    let sheet = sheet.below(top);
+    let x = axis(format!("{}, %", named(kind.x)), spans.iter().map(|span| span.0));
+    let y = axis(format!("{}, %", named(kind.y)), spans.iter().map(|span| span.1));
+    let sheet = sheet.from(top, &x);
     let mut rows = Vec::new();
     for (index, (name, lines)) in panels.iter().enumerate() {
         let (left, top) = sheet.corner(index);
-        let x = axis(format!("{} (%)", named(kind.x)), spans.iter().map(|span| span.0));
-        let y = axis(format!("{} (%)", named(kind.y)), spans.iter().map(|span| span.1));
+        let (x, y) = (x.clone(), y.clone());
         let frame = Frame { left, top, width: sheet.width, height: sheet.height, x, y };
         frame.draw(&mut picture, sheet.first(index));
         sheet.name(&mut picture, index, name);
@@ -51,7 +52,7 @@ pub(super) fn draw(request: &Request<'_>, kind: &Scatter) -> Result<Sketch, Usag
         label(&mut picture, &frame, &points);
     }
     series::finish(&mut picture, sheet.bottom(panels.len()), &styles.entries(false));
-    let mut caption = format!("{} against {}; crosses, 95% intervals", named(kind.y), named(kind.x));
+    let mut caption = format!("{} against {}; crosses, 95% intervals", named(kind.y), named(kind.x).to_lowercase());
     if !kind.labels.is_empty() {
         caption += &format!("; beside the points, {}", names(&kind.labels));
     }
@@ -121,22 +122,24 @@ impl Cross {
 
 /// Labels points where they cover least: points, intervals and the labels before them.
 fn label(picture: &mut Picture, frame: &Frame, points: &[(Cross, String)]) {
-    let mut taken: Vec<Spot> = points.iter().flat_map(|(cross, _)| cross.spots()).collect();
+    let taken: Vec<Spot> = points.iter().flat_map(|(cross, _)| cross.spots()).collect();
+    let mut labels: Vec<Spot> = Vec::new();
     for (Cross { at: (x, y), .. }, text) in points.iter().filter(|(_, text)| !text.is_empty()) {
         let (wide, high) = (width(text, SMALL), 0.75 * SMALL);
+        let levels = [-3.0, 3.0 + high, -5.0 - high, 5.0 + 2.0 * high];
         let around = [4.0, 9.0].into_iter().flat_map(|far| {
-            let (right, left) = (x + far, x - far - wide);
-            [(right, y - 3.0), (right, y + 3.0 + high), (left, y - 3.0), (left, y + 3.0 + high)]
+            levels.into_iter().flat_map(move |level| [(x + far, y + level), (x - far - wide, y + level)])
         });
         let spot = |(left, bottom): Point| [left, bottom - high, left + wide, bottom];
-        let outside = |spot: &Spot| spot[0] < frame.left || spot[2] > frame.left + frame.width;
         let cost = |spot: &Spot| {
-            let covered = taken.iter().filter(|other| overlap(spot, other)).count();
-            covered + if outside(spot) { 100 } else { 0 }
+            let covered = |spots: &[Spot]| spots.iter().filter(|other| overlap(spot, other)).count();
+            let (right, bottom) = (frame.left + frame.width, frame.top + frame.height);
+            let outside = spot[0] < frame.left || spot[2] > right || spot[1] < frame.top || spot[3] > bottom;
+            covered(&taken) + 10 * covered(&labels) + if outside { 100 } else { 0 }
         };
         let Some(best) = around.map(spot).min_by_key(cost) else { continue };
         picture.text((best[0], best[3]), Anchor::Start, SMALL, BLACK, text);
-        taken.push(best);
+        labels.push(best);
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     document::unique,
-    draw::{self, BLACK, Colour, Entry, Frame, LABEL, LEADING, Marker, Picture, Point, Stroke, dash, wrap},
+    draw::{self, Axis, BLACK, Colour, Entry, Frame, LABEL, LEADING, Marker, Picture, Point, Stroke, dash, wrap},
     line::Line,
 };
 
@@ -18,6 +18,8 @@ pub(super) struct Sheet {
     top: f64,
     /// Lines of the panels' titles.
     lines: usize,
+    /// Below each box.
+    below: f64,
 }
 
 impl Sheet {
@@ -35,21 +37,20 @@ impl Sheet {
             _ => (PAGE - 2.0 * EDGE) / across as f64 - Frame::LEFT - Self::GAP,
         };
         let lines = titles.iter().map(|title| wrap(title, LABEL, width).len()).max().unwrap_or(0);
-        Self { across, width, height: (0.68 * width).clamp(120.0, 240.0), top: 0.0, lines }
+        Self { across, width, height: (0.68 * width).clamp(120.0, 240.0), top: 0.0, lines, below: Frame::BELOW }
     }
 
     pub(super) fn page(&self) -> f64 {
         2.0 * EDGE + self.across as f64 * (self.width + Frame::LEFT + Self::GAP)
     }
 
-    /// Where the panels begin.
-    pub(super) const fn below(mut self, top: f64) -> Self {
-        self.top = top;
-        self
+    /// The sheet with its panels from here on, and with room for the ticks of their axes.
+    pub(super) fn from(self, top: f64, x: &Axis) -> Self {
+        Self { top, below: x.below(self.width), ..self }
     }
 
     fn row(&self) -> f64 {
-        self.lines as f64 * LEADING * LABEL + 6.0 + self.height + Frame::BELOW
+        self.lines as f64 * LEADING * LABEL + 6.0 + self.height + self.below
     }
 
     /// The corner of the n-th panel's box.
@@ -145,15 +146,15 @@ pub(super) struct Series<'a> {
 pub(super) struct Extras {
     pub intervals: Intervals,
     pub baselines: bool,
-    /// Markers on the points.
-    pub markers: bool,
 }
 
 /// From one bar to the next at the same place, at most.
 const BAR: f64 = 2.6;
+/// Markers on a line, at most.
+const MARKERS: usize = 14;
 /// Thin lines without a perturbation, and under uniform noise.
 const ZERO: &[f32] = &[1.0, 2.0];
-const NOISE: &[f32] = &[4.0, 2.0];
+const NOISE: &[f32] = &[6.0, 1.5, 1.0, 1.5];
 
 /// Draws the lines of a panel: shades first, markers last.
 pub(super) fn plot(picture: &mut Picture, frame: &Frame, series: &[Series<'_>], extras: &Extras) {
@@ -187,7 +188,10 @@ pub(super) fn plot(picture: &mut Picture, frame: &Frame, series: &[Series<'_>], 
             if let Some(paper) = line.paper {
                 picture.marker(pen.place(*x, paper), one.marker, 3.2, one.colour, true);
             }
-            if let Some(value) = line.value.filter(|_| extras.markers) {
+        }
+        // Of many points, a few are marked: enough to tell the line from others without colour.
+        for (x, line) in one.points.iter().step_by(one.points.len().div_ceil(MARKERS).max(1)) {
+            if let Some(value) = line.value {
                 picture.marker(pen.place(*x, value), one.marker, 2.6, one.colour, false);
             }
         }

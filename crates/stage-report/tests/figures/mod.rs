@@ -79,7 +79,7 @@ fn every_kind() -> Value {
     let one = json!({"m": ["1"], "step_size": ["1/255"]});
     json!([
         {"name": "map", "title": "Steps & draws", "kind": "heat-map", "rows": ["m"], "columns": ["k"],
-         "panels": ["step_size"], "best": true, "only": {"network": ["whole"]}},
+         "panels": ["network", "step_size"], "best": true, "only": {"network": ["whole"]}},
         {"name": "gaps", "title": "Gaps", "kind": "heat-map", "rows": ["network"], "columns": ["k"],
          "panels": ["selection"], "only": {"m": ["1"]}},
         {"name": "lines", "title": "Lines", "kind": "lines", "x": "network", "only": one, "dash": ["k"],
@@ -159,7 +159,23 @@ fn the_values_beside_a_figure_are_the_reports() {
     for (value, times) in [("12.5", 2), ("25.0", 2), ("37.5", 2), ("50.0", 3), ("62.5", 3), ("75.0", 1)] {
         assert_eq!(map.matches(&format!(">{value}</text>")).count(), times, "{value}% in the heat map");
     }
-    assert!(map.contains(">best, chosen on these images</text>") && map.contains(">step size = 2/255</text>"));
+    assert!(
+        map.contains(">whole, best, chosen on these images</text>") && map.contains(">whole, step size = 2/255</text>")
+    );
+}
+
+#[test]
+fn the_best_is_of_all_points_whichever_are_shown() {
+    let mut figures = every_kind();
+    figures[0]["only"]["step_size"] = json!(["1/255"]);
+    let (params, ctx) = study("shown", figures);
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let rows = table(&text(&ctx, "study-map.csv"));
+    assert_eq!(rows.len(), 12, "one step size, and two ways to choose among both");
+    let best = rows
+        .iter()
+        .find(|row| row.get("selection").is_some_and(|s| s == "test") && row["m"] == "5" && row["k"] == "10");
+    assert_eq!((best.unwrap()["step_size"].as_str(), best.unwrap()["numerator"].as_str()), ("2/255", "5"));
 }
 
 #[test]
