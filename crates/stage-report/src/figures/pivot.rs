@@ -55,7 +55,7 @@ pub(super) fn shown(axis: &str, label: &str) -> String {
     let quantity = || Quantity::ALL.into_iter().find(|quantity| quantity.name() == label);
     match axis {
         "quantity" => quantity().map_or(label, |quantity| named(quantity)).to_owned(),
-        "selection" if label == Selection::Test.name() => "best, chosen on these images".to_owned(),
+        "selection" if label == Selection::Test.name() => "best on these images".to_owned(),
         "selection" if label == Selection::HeldOut.name() => "best, cross-fitted".to_owned(),
         _ if number(label).is_some() => format!("{} = {label}", axis.replace('_', " ")),
         _ => label.to_owned(),
