@@ -160,7 +160,7 @@ fn the_values_beside_a_figure_are_the_reports() {
         assert_eq!(map.matches(&format!(">{value}</text>")).count(), times, "{value}% in the heat map");
     }
     assert!(
-        map.contains(">whole, best, chosen on these images</text>") && map.contains(">whole, step size = 2/255</text>")
+        map.contains(">whole, best on these images</text>") && map.contains(">whole, step size = 2/255</text>")
     );
 }
 
