@@ -258,8 +258,7 @@ pub fn save(path: &Path, weights: &Weights, metadata: &BTreeMap<String, String>)
         cause: format!("cannot be written: {}", brief(&cause)),
     })?;
     let file = |cause| Error::File { path: path.into(), cause };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let draft = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let draft = path.with_file_name(format!("{}{}", drafts(path), std::process::id()));
     let written = (|| {
         let mut out = fs::File::create(&draft)?;
         out.write_all(&bytes)?;
@@ -271,6 +270,21 @@ pub fn save(path: &Path, weights: &Weights, metadata: &BTreeMap<String, String>)
         let _ = fs::remove_file(&draft);
     }
     written.map_err(file)
+}
+
+/// How the names of drafts of a file begin; they end with their writer's process.
+fn drafts(path: &Path) -> String {
+    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Removes the drafts that writers of this file left when they were killed. None of them may still be at work.
+pub fn remove_drafts(path: &Path) {
+    let Some(Ok(entries)) = path.parent().map(fs::read_dir) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&drafts(path)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The safetensors format: the header's length, the header in JSON, the data. Written by hand because the crate keeps

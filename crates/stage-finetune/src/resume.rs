@@ -66,9 +66,10 @@ impl Resume {
         Ok(weights::save(&self.path, &tensors.into_iter().collect(), &metadata)?)
     }
 
-    /// Removes the file and, where it was the last, its folder.
+    /// Removes the file, what a killed run left of it, and its folder where it was the last.
     pub fn remove(&self) {
         let _ = fs::remove_file(&self.path);
+        weights::remove_drafts(&self.path);
         if let Some(folder) = self.path.parent() {
             let _ = fs::remove_dir(folder);
         }
@@ -145,6 +146,8 @@ mod tests {
         assert_eq!(loaded.rows, [row]);
         assert_eq!(loaded.network["a"].to_vec1::<f32>().unwrap(), [0.1, -0.1]);
         assert_eq!(loaded.optimiser["a"].to_vec1::<f32>().unwrap(), [0.7, -0.7]);
+        let draft = format!(".{}.1", resume.path.file_name().unwrap().to_str().unwrap());
+        fs::write(resume.path.with_file_name(draft), "half a state").unwrap();
         resume.remove();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -30,8 +30,9 @@ impl Store<'_> {
         !rows.is_empty() && rows.iter().filter_map(|row| row.weights.as_ref().zip(row.sha256.as_ref())).all(whole)
     }
 
-    /// Removes the files of epochs that are no longer kept.
+    /// Removes the files of epochs that are no longer kept, and what killed runs left of any.
     pub fn prune(&self, rows: &[FinetuneRow]) {
+        rows.iter().for_each(|row| weights::remove_drafts(&self.folder.join(name(row.epoch))));
         for row in rows.iter().filter(|row| row.weights.is_none()) {
             let _ = fs::remove_file(self.folder.join(name(row.epoch)));
         }

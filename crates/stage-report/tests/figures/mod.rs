@@ -159,9 +159,7 @@ fn the_values_beside_a_figure_are_the_reports() {
     for (value, times) in [("12.5", 2), ("25.0", 2), ("37.5", 2), ("50.0", 3), ("62.5", 3), ("75.0", 1)] {
         assert_eq!(map.matches(&format!(">{value}</text>")).count(), times, "{value}% in the heat map");
     }
-    assert!(
-        map.contains(">whole, best on these images</text>") && map.contains(">whole, step size = 2/255</text>")
-    );
+    assert!(map.contains(">whole, best on these images</text>") && map.contains(">whole, step size = 2/255</text>"));
 }
 
 #[test]
