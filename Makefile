@@ -47,8 +47,9 @@ lint: ## formatting and clippy
 
 BENCH = $(BIN)/bench --bin $(BIN) $(if $(QUICK),--quick) $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 
-bench: build ## how fast the engine is: gradient queries, forward passes, votes, training
+bench: build ## how fast: gradient queries, forward passes, votes, training; and every defense
 	@$(BENCH)
+	@cargo bench --quiet --package defenses --bench defenses $(CARGOFLAGS)
 
 bench-torch: build ## the same beside PyTorch's, to data/report/bench; QUICK=1: in five minutes
 	@$(BENCH) --torch $(PYTHON) --out data/report/bench
