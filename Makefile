@@ -27,9 +27,11 @@ endif
 data/plan/$(SCALE)/plan.mk: build
 	@$(PLAN)
 
-.PHONY: all build test lint bench bench-torch inspect verify cost list gc clean help $(PIPELINES)
+.PHONY: all figures build test lint bench bench-torch inspect verify cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
+
+figures: $(filter table% figure% theory,$(PIPELINES)) ## every figure and table of the paper
 
 build: ## compile every binary; cargo alone knows what is stale
 ifneq ($(strip $(BUILD)),)

@@ -31,6 +31,9 @@ pub enum Order {
 pub struct Stack {
     /// The transformations to pick from.
     pub of: Vec<Spec>,
+    /// Only this many of them, the first; 0 for all (BaRT's kappa, as Gao et al. 2022 vary it).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub first: usize,
     /// How many to pick, uniformly and without repetition, whenever an order is drawn (for every image and draw where the
     /// order is fixed); 0 picks all.
     pub pick: usize,
@@ -41,8 +44,13 @@ pub struct Stack {
 impl Default for Stack {
     fn default() -> Self {
         let of = vec![Rotation::default().into(), GaussianNoise::default().into()];
-        Self { of, pick: 0, order: Order::Fixed }
+        Self { of, first: 0, pick: 0, order: Order::Fixed }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Entry for Stack {
@@ -52,11 +60,14 @@ impl Entry for Stack {
         if self.of.is_empty() {
             return Err("of = [] picks from nothing: name its transformations, or use `none`".into());
         }
-        if self.pick > self.of.len() {
+        if self.first > self.of.len() {
+            return Err(format!("first = {} must be at most the {} transformations listed", self.first, self.of.len()));
+        }
+        if self.pick > self.used().len() {
             return Err(format!(
                 "pick = {} must be at most the {} transformations of the stack",
                 self.pick,
-                self.of.len()
+                self.used().len()
             ));
         }
         self.of.iter().try_for_each(Spec::check)
@@ -66,19 +77,26 @@ impl Entry for Stack {
         let noise = |clip, gradient| GaussianNoise { sigma: 0.3, clip, gradient }.into();
         let rotation = || Rotation { degrees: 30.0 }.into();
         vec![
-            Self { of: vec![rotation(), noise(true, Gradient::Exact)], pick: 0, order: Order::Fixed },
-            Self { of: vec![rotation(), noise(true, Gradient::Exact)], pick: 1, order: Order::Fixed },
+            Self { of: vec![rotation(), noise(true, Gradient::Exact)], first: 0, pick: 0, order: Order::Fixed },
+            Self { of: vec![rotation(), noise(true, Gradient::Exact)], first: 0, pick: 1, order: Order::Fixed },
             Self {
                 of: vec![noise(true, Gradient::Identity), rotation(), noise(false, Gradient::Identity)],
+                first: 2,
+                pick: 0,
+                order: Order::Random,
+            },
+            Self {
+                of: vec![noise(true, Gradient::Identity), rotation(), noise(false, Gradient::Identity)],
+                first: 0,
                 pick: 2,
                 order: Order::Random,
             },
-            Self { of: vec![rotation(), noise(true, Gradient::Exact)], pick: 0, order: Order::Shared },
+            Self { of: vec![rotation(), noise(true, Gradient::Exact)], first: 0, pick: 0, order: Order::Shared },
         ]
     }
 
     fn slug(&self, name: &str) -> String {
-        match self.of.as_slice() {
+        match self.used() {
             few if few.len() <= 3 => {
                 few.iter().map(Spec::slug).fold(name.to_owned(), |slug, child| slug + "-" + &child)
             }
@@ -88,20 +106,25 @@ impl Entry for Stack {
 }
 
 impl Stack {
+    /// The transformations to pick from: the first few, or all.
+    fn used(&self) -> &[Spec] {
+        if self.first == 0 { &self.of } else { &self.of[..self.first.min(self.of.len())] }
+    }
+
     /// How many transformations each image meets.
-    const fn picked(&self) -> usize {
-        if self.pick == 0 { self.of.len() } else { self.pick }
+    fn picked(&self) -> usize {
+        if self.pick == 0 { self.used().len() } else { self.pick }
     }
 
     /// Whether every image meets the same transformations in the same order.
     fn is_uniform(&self) -> bool {
-        self.order == Order::Fixed && self.picked() == self.of.len()
+        self.order == Order::Fixed && self.picked() == self.used().len()
     }
 
     /// The places in `of` of the transformations drawn by `key`, in the order they are applied.
     fn plan(&self, key: Key) -> Vec<usize> {
         let key = if self.order == Order::Shared { key.shared() } else { key };
-        let mut order = key.at(0).permutation(self.of.len());
+        let mut order = key.at(0).permutation(self.used().len());
         order.truncate(self.picked());
         if self.order == Order::Fixed {
             order.sort_unstable();
@@ -125,7 +148,7 @@ impl Stack {
             bail!("{n} images with {} keys: a defense needs one key per image", keys.len())
         }
         if self.is_uniform() || n == 0 {
-            let all: Vec<usize> = (0..self.of.len()).collect();
+            let all: Vec<usize> = (0..self.used().len()).collect();
             return each(&all, 0..n);
         }
         let images: Vec<Tensor> =

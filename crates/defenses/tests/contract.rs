@@ -305,7 +305,7 @@ fn a_stack_is_its_children_one_after_another() {
     let (turn, noise) =
         (Rotation { degrees: 60.0 }, GaussianNoise { sigma: 0.5, clip: true, gradient: Gradient::Exact });
     let child = |place: u64| -> Vec<Key> { keys.iter().map(|key| key.at(1 + place)).collect() };
-    let stack = Stack { of: vec![turn.clone().into(), noise.clone().into()], pick: 0, order: Order::Fixed };
+    let stack = Stack { of: vec![turn.clone().into(), noise.clone().into()], first: 0, pick: 0, order: Order::Fixed };
     let turned = turn.apply(&x, &child(0)).unwrap();
     let out = noise.apply(&turned, &child(1)).unwrap();
     let upstream = signed_like(&out);
@@ -327,7 +327,7 @@ fn a_stack_is_its_children_one_after_another() {
 fn a_shared_order_is_that_of_all_images_in_any_batch() {
     let x = images(6, DType::F32);
     let (turn, noise) = (Rotation { degrees: 60.0 }, GaussianNoise { sigma: 0.5, ..Default::default() });
-    let stack = Stack { of: vec![turn.into(), noise.into()], pick: 0, order: Order::Shared };
+    let stack = Stack { of: vec![turn.into(), noise.into()], first: 0, pick: 0, order: Order::Shared };
     let [listed, reversed] = [[0, 1], [1, 0]].map(|order| {
         let of = order.map(|place| (place, stack.of[place].clone()));
         move |x: &Tensor, keys: &[Key]| {
@@ -357,7 +357,7 @@ fn a_shared_order_is_that_of_all_images_in_any_batch() {
 fn a_stack_picks_every_choice_and_order_equally_often() {
     // Constant images tell three noises apart by scale: 1, 1e-3 and 1e-6 of noise leave their size as a signature.
     let noise = |sigma| GaussianNoise { sigma, ..Default::default() }.into();
-    let stack = Stack { of: vec![noise(1.0), noise(1e-3), noise(1e-6)], pick: 1, order: Order::Random };
+    let stack = Stack { of: vec![noise(1.0), noise(1e-3), noise(1e-6)], first: 0, pick: 1, order: Order::Random };
     let n = 3_000;
     let x = images(1, DType::F64).zeros_like().unwrap().repeat((n, 1, 1, 1)).unwrap();
     let out = values(&stack.apply(&x, &keys(31, n)).unwrap());
@@ -384,7 +384,7 @@ fn a_fixed_order_is_kept_whatever_is_picked() {
         of[place].build().apply(x, &keys).unwrap()
     };
     let pairs = [(0, 1), (0, 2), (1, 2)].map(|(first, second)| values(&child(&child(&x, first), second)));
-    let stack = Stack { of: of.clone(), pick: 2, order: Order::Fixed };
+    let stack = Stack { of: of.clone(), first: 0, pick: 2, order: Order::Fixed };
     let out = values(&stack.apply(&x, &keys).unwrap());
     let mut counts = [0; 3];
     for (i, image) in out.chunks(60).enumerate() {
@@ -400,7 +400,7 @@ fn a_gradient_stops_being_exact_only_where_a_child_says_so() {
     let (x, keys) = (images(4, DType::F32), keys(41, 4));
     let clip = || GaussianNoise { sigma: 1.0, clip: true, gradient: Gradient::Identity }.into();
     let turn = Rotation { degrees: 60.0 };
-    let stack = Stack { of: vec![clip(), turn.clone().into(), clip()], pick: 0, order: Order::Fixed };
+    let stack = Stack { of: vec![clip(), turn.clone().into(), clip()], first: 0, pick: 0, order: Order::Fixed };
     let upstream = signed_like(&x);
     let child: Vec<Key> = keys.iter().map(|key| key.at(2)).collect();
     let expected = turn.exact_pullback(&x, &child, &upstream).unwrap();

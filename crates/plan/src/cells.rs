@@ -86,6 +86,9 @@ struct UsedWeights {
     source: String,
     #[serde(default)]
     otherwise: Otherwise,
+    /// Whether the cell's recipe trains the network from these weights, with a fresh last layer for its own classes.
+    #[serde(default)]
+    new_head: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -138,6 +141,7 @@ pub fn plan(
         layout: pipeline.layout.clone(),
         cells: Vec::new(),
         compare: pipeline.compare.clone(),
+        equal_strength: pipeline.equal_strength.clone(),
         figures: pipeline.figures.clone(),
         paper: pipeline.paper.clone(),
         notes: pipeline.notes.clone(),
@@ -441,8 +445,13 @@ impl Planner<'_> {
             (None, None) => return Err("model: name an architecture, or weights that belong to one".to_owned().into()),
         };
         let model = architecture("model", spec)?;
+        let new_head = base.weights.as_ref().is_some_and(|used| used.new_head);
         let (init, files) = match found {
-            Some((theirs, place)) => {
+            Some((mut theirs, mut place)) => {
+                if new_head {
+                    theirs.insert("classes".to_owned(), json!(model.classes()));
+                    place.source.insert("new_head".to_owned(), json!(true));
+                }
                 let theirs = architecture("weights.model", Value::Object(theirs))?;
                 if theirs != model {
                     let (theirs, model) = (json!(theirs), json!(model));
@@ -452,8 +461,8 @@ impl Planner<'_> {
             }
             None => (json!({"name": "fresh"}), vec![]),
         };
-        let recipe = if init["name"] == "fresh" {
-            let missing = "training: without weights the network must be trained; add [base.training] or `weights`";
+        let recipe = if new_head || init["name"] == "fresh" {
+            let missing = "training: a network without weights, or with a new head, must be trained; add [base.training] or `weights`";
             Some(base.training.clone().ok_or_else(|| missing.to_owned())?)
         } else {
             None

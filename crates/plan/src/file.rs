@@ -26,6 +26,7 @@
 //! value = "attack_success_rate"
 //! rule = { name = "majority" }
 //! more_rules = [{ name = "majority", n = 1 }]     # into the data files only, for every cell
+//! common = ["stage"]          # `common_attack_success_rate` too: among the images that every point of these axes counts
 //! invariance = true           # asks each network without its defense too: `invariance_rate` goes into the data files
 //!
 //! [report.protocols.authors-code]                 # what differs for the cells of one protocol; every key is optional
@@ -47,6 +48,11 @@
 //! other = "without EOT"
 //! share = 0.95                # optional: test whether `other` reaches this share of `base`
 //!
+//! [report.equal_strength]     # paired too: several draws per step against one, where steps x draws are equal
+//! steps = "k"
+//! draws = "m"
+//! share = 0.95                # as above, of the rate of several
+//!
 //! [[paper]]                   # what the paper claims; without `quantity` it is about the printed number
 //! at = { attack = "with EOT" }
 //! value = 1.0
@@ -61,6 +67,11 @@
 //! base.votes.draws = 20
 //! axis.attack.points."with EOT".attack.steps = [10]
 //! ```
+//!
+//! An array is changed item by item where the change is a table of their numbers: `defense.of.0.std = 0.2`.
+//!
+//! A file that begins with `extends = "figure4"` is that file beside it with changes: tables are merged key by key as a
+//! scale's are, arrays (axes, figures, claims, notes) replaced.
 //!
 //! A file of kind `collection` makes one table of several files of kind `attack` beside it, each of which can be made alone
 //! too. Their cells, readings, claims and notes are the parts' own, their jobs are shared, and one more axis tells them apart:
@@ -87,7 +98,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use stage_report::{Claim, Comparison, Figure, Layout, Protocol, QUERIES, Quantity, Reading, Rule};
+use stage_report::{Claim, Comparison, EqualStrength, Figure, Layout, Protocol, QUERIES, Quantity, Reading, Rule};
 
 use crate::{Error, Result, figures};
 
@@ -191,7 +202,9 @@ struct ReportTable {
     more_rules: Vec<Rule>,
     invariance: bool,
     protocols: BTreeMap<Protocol, ProtocolTable>,
+    common: Vec<String>,
     compare: Option<Comparison>,
+    equal_strength: Option<EqualStrength>,
     figure: Vec<Figure>,
 }
 
@@ -303,6 +316,8 @@ pub struct Pipeline {
     pub readings: Readings,
     /// Two points of one axis to compare.
     pub compare: Option<Comparison>,
+    /// Cells of equal strength to compare.
+    pub equal_strength: Option<EqualStrength>,
     /// Pictures beside the table.
     pub figures: Vec<Figure>,
     /// The paper's numbers about points that this scale keeps.
@@ -336,8 +351,23 @@ pub struct Part {
 }
 
 /// Targets of the Makefile, which a pipeline cannot be called.
-const TAKEN: [&str; 14] = [
-    "all", "build", "clean", "clippy", "cost", "data", "gc", "help", "inspect", "lint", "list", "plan", "test",
+const TAKEN: [&str; 17] = [
+    "all",
+    "bench",
+    "bench-torch",
+    "build",
+    "clean",
+    "clippy",
+    "cost",
+    "data",
+    "figures",
+    "gc",
+    "help",
+    "inspect",
+    "lint",
+    "list",
+    "plan",
+    "test",
     "verify",
 ];
 
@@ -347,10 +377,9 @@ impl Pipeline {
     /// # Errors
     /// If a file cannot be read, a key is unknown, or the parts do not fit each other.
     pub fn read(path: &Path, scale: Scale) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let wrong = |reason| Error::File { path: path.into(), reason };
-        let file = File::parse(&text, &name).map_err(wrong)?;
+        let file = File::read(path)?;
         let mut parts = Vec::new();
         for part in file.part.iter().filter(|_| file.kind == Kind::Collection) {
             let beside = path.with_file_name(format!("{}.toml", part.pipeline));
@@ -371,10 +400,7 @@ impl Pipeline {
     }
 
     fn kind_of(path: &Path) -> Result<Kind> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let file = File::parse(&text, &name).map_err(|reason| Error::File { path: path.into(), reason })?;
-        Ok(file.kind)
+        Ok(File::read(path)?.kind)
     }
 
     /// The cells: one point of every axis each, the last axis fastest, with the base they make.
@@ -397,7 +423,25 @@ impl Pipeline {
     }
 }
 
+/// The key that names the file which another one changes.
+const EXTENDS: &str = "extends";
+
 impl File {
+    /// Reads a file, and what it extends.
+    fn read(path: &Path) -> Result<Self> {
+        let wrong = |reason| Error::File { path: path.into(), reason };
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        // Parsed as it stands first, for messages with lines; a file with a parent may lack what every file needs.
+        let own: Table = toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
+        if !own.contains_key(EXTENDS) {
+            return Self::parse(&text, &name).map_err(wrong);
+        }
+        check_name(&name).map_err(wrong)?;
+        let whole = extended(path, own, &mut vec![path.to_owned()])?;
+        serde_path_to_error::deserialize(Value::Object(whole)).map_err(|error| wrong(error.to_string()))
+    }
+
     fn parse(text: &str, name: &str) -> Result<Self, String> {
         check_name(name)?;
         toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
@@ -429,6 +473,9 @@ impl File {
         if let Some(compare) = &self.report.compare {
             check_comparison(compare, &self.report, &all)?;
         }
+        if let Some(by) = &self.report.equal_strength {
+            check_strength(by, &self.report, &all)?;
+        }
         let axes: Vec<_> = all
             .into_iter()
             .map(|(axis, points)| match overlay.axis.get(&axis) {
@@ -437,9 +484,21 @@ impl File {
             })
             .collect();
         let kept = |claim: &Claim| claim.at.iter().all(|(axis, label)| has(&axes, axis, label));
-        let ReportTable { rows, columns, best_over, value, rule, more_rules, invariance, protocols, compare, figure } =
-            self.report;
-        let common = Reading { value: value.unwrap_or_default(), rule: rule.unwrap_or_default(), more_rules };
+        let ReportTable {
+            rows,
+            columns,
+            best_over,
+            value,
+            rule,
+            more_rules,
+            invariance,
+            protocols,
+            common,
+            compare,
+            equal_strength,
+            figure,
+        } = self.report;
+        let reading = Reading { value: value.unwrap_or_default(), rule: rule.unwrap_or_default(), more_rules };
         Ok(Pipeline {
             path: PathBuf::new(),
             name: name.to_owned(),
@@ -447,9 +506,10 @@ impl File {
             title: self.title,
             analysis: self.analysis.trim().to_owned(),
             base: merged(&self.base, &overlay.base),
-            layout: Layout { rows, columns, best_over },
-            readings: Readings { common, invariance, protocols },
+            layout: Layout { rows, columns, best_over, common },
+            readings: Readings { common: reading, invariance, protocols },
             compare,
+            equal_strength,
             figures: figure,
             paper: self.paper.into_iter().filter(|claim| self.kind == Kind::Theory || kept(claim)).collect(),
             notes: match overlay.notes {
@@ -472,9 +532,10 @@ impl File {
         }
         let report = &self.report;
         let reads = report.value.is_some() || report.rule.is_some() || !report.more_rules.is_empty();
-        if reads || report.invariance || !report.protocols.is_empty() {
+        let more = !report.common.is_empty() || report.equal_strength.is_some();
+        if reads || more || report.invariance || !report.protocols.is_empty() {
             return Err("report: the parts of a collection say how their votes are read; leave out value, rule, \
-                        more_rules, invariance and protocols"
+                        more_rules, common, equal_strength, invariance and protocols"
                 .to_owned());
         }
         if !(self.base.is_empty() && self.axis.is_empty() && self.paper.is_empty() && self.theory.is_empty()) {
@@ -488,6 +549,29 @@ impl File {
         }
         self.part_axis.clone().ok_or_else(|| "name the axis of the parts, as part_axis = \"defense\"".to_owned())
     }
+}
+
+/// A file's table over that of the file it extends, and so on; `seen` are those on the way.
+fn extended(path: &Path, mut own: Table, seen: &mut Vec<PathBuf>) -> Result<Table> {
+    let wrong = |reason| Error::File { path: path.into(), reason };
+    let parent = match own.shift_remove(EXTENDS) {
+        None => return Ok(own),
+        Some(Value::String(parent)) => path.with_file_name(format!("{parent}.toml")),
+        Some(other) => {
+            return Err(wrong(format!("{EXTENDS}: name a file beside this one, without `.toml`, not {other}")));
+        }
+    };
+    if !parent.is_file() {
+        return Err(wrong(format!("{EXTENDS}: there is no file {}", parent.display())));
+    }
+    if seen.contains(&parent) {
+        return Err(wrong(format!("{EXTENDS}: {} extends itself", parent.display())));
+    }
+    seen.push(parent.clone());
+    let text = std::fs::read_to_string(&parent).map_err(|source| Error::Read { path: parent.clone(), source })?;
+    let table = toml::from_str(&text)
+        .map_err(|error| Error::File { path: parent.clone(), reason: error.to_string().trim_end().to_owned() })?;
+    Ok(merged(&extended(&parent, table, seen)?, &own))
 }
 
 /// The axes of a collection: its parts, then their own, with every label that one of them has.
@@ -530,18 +614,36 @@ fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Merges `over` into `base`: a table that names another variant (by `name`, `source` or `rule`) replaces, any other refines.
+/// Merges `over` into `base`: a table that names another variant (by `name`, `source` or `rule`) replaces, any other refines;
+/// a table of numbers refines those items of an array.
 #[must_use]
 pub fn merged(base: &Table, over: &Table) -> Table {
     let mut result = base.clone();
     for (key, new) in over {
-        let value = match (result.get(key), new) {
-            (Some(Value::Object(old)), Value::Object(new)) if !renames(old, new) => Value::Object(merged(old, new)),
-            _ => new.clone(),
-        };
+        let value = result.get(key).map_or_else(|| new.clone(), |old| refined(old, new));
         result.insert(key.clone(), value);
     }
     result
+}
+
+fn refined(old: &Value, new: &Value) -> Value {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) if !renames(old, new) => Value::Object(merged(old, new)),
+        (Value::Array(items), Value::Object(new)) => {
+            let index = |key: &String| key.parse().ok().filter(|index: &usize| *index < items.len());
+            // What names no item stands as it is, for the stage to refuse.
+            let Some(changes) = new.iter().map(|(key, new)| Some((index(key)?, new))).collect::<Option<Vec<_>>>()
+            else {
+                return Value::Object(new.clone());
+            };
+            let mut items = items.clone();
+            for (index, new) in changes {
+                items[index] = refined(&items[index], new);
+            }
+            Value::Array(items)
+        }
+        _ => new.clone(),
+    }
 }
 
 fn renames(old: &Table, new: &Table) -> bool {
@@ -629,6 +731,9 @@ fn check_layout(layout: &ReportTable, axes: &[(String, Vec<Point>)], kind: Kind)
             return Err(format!("report: the axis `{place}` stands in two places of rows, columns and best_over"));
         }
     }
+    if let Some(axis) = layout.common.iter().find(|axis| !names.contains(&axis.as_str())) {
+        return Err(format!("report.common: {}", unknown("axis", axis, &names)));
+    }
     match names.iter().find(|name| !places.iter().any(|place| place == *name)) {
         Some(lost) if kind != Kind::Theory => {
             Err(format!("report: the axis `{lost}` must stand in rows, columns or best_over"))
@@ -660,6 +765,31 @@ fn check_comparison(by: &Comparison, report: &ReportTable, axes: &[(String, Vec<
         return wrong(format!("{} counts draws, and cannot be compared image by image", value.name()));
     }
     Ok(())
+}
+
+fn check_strength(by: &EqualStrength, report: &ReportTable, axes: &[(String, Vec<Point>)]) -> Result<(), String> {
+    let wrong = |reason: String| Err(format!("report.equal_strength: {reason}"));
+    for name in [&by.steps, &by.draws] {
+        let Some((_, points)) = axes.iter().find(|(axis, _)| axis == name) else {
+            return wrong(unknown("axis", name, &axes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>()));
+        };
+        if report.best_over.contains(name) {
+            return wrong(format!("the best is taken over `{name}`: its points do not stand side by side"));
+        }
+        if let Some(point) = points.iter().find(|point| point.label.parse::<u64>().is_err()) {
+            return wrong(format!("the label `{}` of `{name}` is no whole number", point.label));
+        }
+    }
+    if !has(axes, &by.draws, "1") {
+        return wrong(format!("`{}` has no point `1` to compare with", by.draws));
+    }
+    if by.share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+        return wrong("share: give a number above 0, at most 1".to_owned());
+    }
+    match report.value.filter(|value| value.counts_draws()) {
+        Some(value) => wrong(format!("{} counts draws, and cannot be compared image by image", value.name())),
+        None => Ok(()),
+    }
 }
 
 /// A rate is between 0 and 1; queries are any number.
@@ -728,6 +858,35 @@ mod tests {
         assert_eq!(refined["votes"], json!({"draws": 500, "stop": 2}));
         let replaced = merged(&base, &table(json!({"defense": {"name": "gaussian-noise", "sigma": 0.5}})));
         assert_eq!(replaced["defense"], json!({"name": "gaussian-noise", "sigma": 0.5}));
+    }
+
+    #[test]
+    fn items_of_an_array_are_refined_by_their_numbers() {
+        let base = table(json!({"of": [{"name": "a", "x": 1}, {"name": "b"}]}));
+        let item = merged(&base, &table(json!({"of": {"0": {"y": 2}}})));
+        assert_eq!(item["of"], json!([{"name": "a", "x": 1, "y": 2}, {"name": "b"}]));
+        let beyond = json!({"2": {"y": 2}});
+        assert_eq!(merged(&base, &table(json!({"of": beyond})))["of"], beyond);
+    }
+
+    #[test]
+    fn a_file_extends_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(format!("{name}.toml"));
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        write("parent", FILE);
+        let child = write("child", "extends = \"parent\"\ntitle = \"other\"\nbase.more = 2\npaper = []");
+        let pipeline = Pipeline::read(&child, Scale::Paper).unwrap();
+        assert_eq!((pipeline.title.as_str(), pipeline.name.as_str()), ("other", "child"));
+        assert_eq!(Value::Object(pipeline.base), json!({"seed": 7, "more": 2}));
+        assert!(pipeline.paper.is_empty() && pipeline.axes.len() == 2);
+        let refused = |text: &str| Pipeline::read(&write("odd", text), Scale::Demo).unwrap_err().to_string();
+        assert!(refused("extends = \"none\"").contains("there is no file"));
+        assert!(refused("extends = \"odd\"").contains("extends itself"));
+        assert!(refused("extends = \"parent\"\ntitel = 1").contains("titel"));
     }
 
     const FILE: &str = r#"

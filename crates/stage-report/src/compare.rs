@@ -7,7 +7,7 @@ use game::{Pairs, mcnemar, paired_difference};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Comparison, Params,
+    Params,
     line::{Line, Selection},
 };
 
@@ -46,7 +46,10 @@ type Estimate = (f64, (f64, f64));
 /// `other` against `base` in one of the remaining cells.
 #[derive(Debug)]
 pub(crate) struct Contrast<'a> {
-    by: &'a Comparison,
+    /// The axis in which the two differ, and their labels there.
+    axis: &'a str,
+    labels: [String; 2],
+    share: Option<f64>,
     pub base: &'a Line,
     pub other: &'a Line,
     /// The remaining axes.
@@ -62,30 +65,62 @@ pub(crate) struct Contrast<'a> {
 pub(crate) fn contrasts<'a>(params: &'a Params, printed: &[&'a Line]) -> Vec<Contrast<'a>> {
     let Some(by) = &params.compare else { return Vec::new() };
     let over = |axis: &String| *axis == by.axis || params.layout.best_over.contains(axis);
-    let rest = |line: &'a Line| -> BTreeMap<&'a str, &'a str> {
-        let kept = line.at.iter().filter(|(axis, _)| !over(axis));
-        kept.map(|(axis, label)| (axis.as_str(), label.as_str())).collect()
-    };
     let is = |line: &Line, label: &String| line.at.get(&by.axis) == Some(label);
     let pair = |&base: &&'a Line| {
-        let same = |other: &&'a Line| rest(base) == rest(other) && base.selection == other.selection;
+        let same = |other: &&'a Line| at(base, over) == at(other, over) && base.selection == other.selection;
         let other = printed.iter().copied().filter(|line| is(line, &by.other)).find(same)?;
-        Some(Contrast::new(by, base, other, rest(base)))
+        let labels = [by.base.clone(), by.other.clone()];
+        Some(Contrast::new((&by.axis, labels, by.share), base, other, at(base, over)))
     };
     printed.iter().filter(|line| is(line, &by.base)).filter_map(pair).collect()
 }
 
+/// Every printed number of several draws per step against that of one draw for as many gradients.
+pub(crate) fn diagonals<'a>(params: &'a Params, printed: &[&'a Line]) -> Vec<Contrast<'a>> {
+    let Some(by) = &params.equal_strength else { return Vec::new() };
+    let over = |axis: &String| [&by.steps, &by.draws].contains(&axis) || params.layout.best_over.contains(axis);
+    let count = |line: &Line, axis: &String| line.at.get(axis).and_then(|label| label.parse::<u64>().ok());
+    let pair = |&base: &&'a Line| {
+        let (steps, draws) = (count(base, &by.steps)?, count(base, &by.draws).filter(|&draws| draws > 1)?);
+        let same = |other: &&'a Line| {
+            (count(other, &by.steps), count(other, &by.draws)) == (Some(steps * draws), Some(1))
+                && at(base, over) == at(other, over)
+                && base.selection == other.selection
+        };
+        let other = printed.iter().copied().find(same)?;
+        let labels = [format!("{steps} x {draws}"), format!("{} x 1", steps * draws)];
+        Some(Contrast::new(("equal strength", labels, by.share), base, other, at(base, over)))
+    };
+    printed.iter().filter_map(pair).collect()
+}
+
+/// The labels of a line but for some axes.
+fn at<'a>(line: &'a Line, but: impl Fn(&String) -> bool) -> BTreeMap<&'a str, &'a str> {
+    let kept = line.at.iter().filter(|(axis, _)| !but(axis));
+    kept.map(|(axis, label)| (axis.as_str(), label.as_str())).collect()
+}
+
 impl<'a> Contrast<'a> {
-    fn new(by: &'a Comparison, base: &'a Line, other: &'a Line, at: BTreeMap<&'a str, &'a str>) -> Self {
+    fn new(
+        (axis, labels, share): (&'a str, [String; 2], Option<f64>),
+        base: &'a Line,
+        other: &'a Line,
+        at: BTreeMap<&'a str, &'a str>,
+    ) -> Self {
         let theirs: BTreeMap<u32, bool> = base.judged.iter().copied().collect();
         let both = other.judged.iter().filter_map(|(id, ours)| Some((*ours, *theirs.get(id)?)));
         let pairs = Pairs::count(both);
-        let margin = by.share.and_then(|share| paired_difference(pairs, share));
-        Self { by, base, other, at, pairs, difference: paired_difference(pairs, 1.0), margin }
+        let margin = share.and_then(|share| paired_difference(pairs, share));
+        Self { axis, labels, share, base, other, at, pairs, difference: paired_difference(pairs, 1.0), margin }
+    }
+
+    /// The labels of the two, base first.
+    pub(crate) const fn labels(&self) -> &[String; 2] {
+        &self.labels
     }
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        self.by.share.map(|_| Verdict::of(self.margin))
+        self.share.map(|_| Verdict::of(self.margin))
     }
 
     pub(crate) fn p_value(&self) -> f64 {
@@ -100,9 +135,9 @@ impl<'a> Contrast<'a> {
         parameters.extend([
             ("rule".to_owned(), json!(self.other.rule.name.name())),
             ("selection".to_owned(), json!(self.other.selection.map(Selection::name))),
-            ("compare.axis".to_owned(), json!(self.by.axis)),
-            ("compare.base".to_owned(), json!(self.by.base)),
-            ("compare.other".to_owned(), json!(self.by.other)),
+            ("compare.axis".to_owned(), json!(self.axis)),
+            ("compare.base".to_owned(), json!(self.labels[0])),
+            ("compare.other".to_owned(), json!(self.labels[1])),
             ("both".to_owned(), json!(self.pairs.both)),
             ("base_only".to_owned(), json!(self.pairs.second)),
             ("other_only".to_owned(), json!(self.pairs.first)),
@@ -111,7 +146,7 @@ impl<'a> Contrast<'a> {
         ]);
         let paper = |share: f64| Some(self.other.paper? - share * self.base.paper?);
         let mut rows = vec![self.row(params, "difference", self.difference, &parameters, paper(1.0))];
-        if let (Some(share), Some(verdict)) = (self.by.share, self.verdict()) {
+        if let (Some(share), Some(verdict)) = (self.share, self.verdict()) {
             parameters.insert("compare.share".to_owned(), json!(share));
             parameters.insert("verdict".to_owned(), json!(verdict.name()));
             rows.push(self.row(params, "share_margin", self.margin, &parameters, paper(share)));

@@ -98,6 +98,19 @@ impl Store {
         after.rows.iter().map(join).collect()
     }
 
+    /// The images that do not satisfy a cell's objective before the attack: those that its success rate counts.
+    pub(crate) fn counted(&self, cell: &Cell, rule: &Rule) -> Result<BTreeSet<u32>, Unfit> {
+        let none = self.companion(&cell.none, "none", &cell.attack)?;
+        let before = View::new(none, &cell.none, "before", None)?;
+        let mut counted = BTreeSet::new();
+        for (&id, row) in &before.rows {
+            if !decide(row, rule, before.draws).map_err(|why| before.refuse(id, &why))?.reached {
+                counted.insert(id);
+            }
+        }
+        Ok(counted)
+    }
+
     /// The class of every image by the network of a cell without its defense.
     fn undefended(&self, name: &str, cell: &Cell) -> Result<BTreeMap<u32, u16>, Unfit> {
         let (found, attack) = (self.folder(name)?, self.folder(&cell.attack)?);

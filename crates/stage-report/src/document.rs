@@ -7,7 +7,7 @@ use stage::{Input, Usage};
 
 use crate::{
     Claim, Params, Protocol, QUERIES, Quantity, Rule,
-    compare::{Contrast, Verdict, contrasts},
+    compare::{Contrast, Verdict, contrasts, diagonals},
     grid::Grid,
     line::{Line, Selection, claims, concerns, printed as is_printed},
     splice::TABLE,
@@ -26,6 +26,7 @@ pub(crate) struct Document<'a> {
     printed: Vec<&'a Line>,
     lines: &'a [Line],
     contrasts: Vec<Contrast<'a>>,
+    diagonals: Vec<Contrast<'a>>,
 }
 
 impl<'a> Document<'a> {
@@ -42,6 +43,7 @@ impl<'a> Document<'a> {
         let printed: Vec<&Line> = lines.iter().filter(|line| is_printed(line, params)).collect();
         Ok(Self {
             contrasts: contrasts(params, &printed),
+            diagonals: diagonals(params, &printed),
             params,
             rows: layout.rows.iter().map(String::as_str).chain(unnamed).collect(),
             columns: layout.columns.iter().map(String::as_str).collect(),
@@ -54,7 +56,8 @@ impl<'a> Document<'a> {
     pub(crate) fn rows(&self) -> Vec<ReportRow> {
         let numbers = self.lines.iter().map(|line| line.row(self.params));
         let queries = self.printed.iter().flat_map(|line| line.query_rows(self.params));
-        numbers.chain(queries).chain(self.contrasts.iter().flat_map(|contrast| contrast.rows(self.params))).collect()
+        let compared = self.contrasts.iter().chain(&self.diagonals);
+        numbers.chain(queries).chain(compared.flat_map(|contrast| contrast.rows(self.params))).collect()
     }
 
     /// The whole report; `figures` is their section, `inputs` are what it was made from.
@@ -92,7 +95,7 @@ impl<'a> Document<'a> {
             let _ = write!(text, "\nCross-fitted: {best} chosen on every other image, judged on the rest:\n\n");
             text += &self.pivot(Some(Selection::HeldOut)).markdown();
         }
-        if let Some((about, grid)) = self.comparison() {
+        for (about, grid) in self.comparisons() {
             let _ = write!(text, "\n{about}\n\n{}", grid.markdown());
         }
         if !self.params.notes.is_empty() {
@@ -107,7 +110,7 @@ impl<'a> Document<'a> {
         let selection = (!self.params.layout.best_over.is_empty()).then_some(Selection::Test);
         let mut text = format!("% {}: {}\n% Needs \\usepackage{{booktabs}}.\n", self.params.pipeline, self.caption());
         text += &self.pivot(selection).latex();
-        if let Some((about, grid)) = self.comparison() {
+        for (about, grid) in self.comparisons() {
             let _ = write!(text, "\n% {}\n{}", line_of(&about), grid.latex());
         }
         self.params.notes.iter().for_each(|note| text += &format!("% {}\n", line_of(note)));
@@ -254,36 +257,56 @@ impl<'a> Document<'a> {
         Grid { labels: count, header: header.into_iter().map(str::to_owned).collect(), rows }
     }
 
-    /// The comparison of two points of one axis in every remaining cell, with what it says.
+    /// Every comparison, with what it says.
+    fn comparisons(&self) -> Vec<(String, Grid)> {
+        self.comparison().into_iter().chain(self.equal_strength()).collect()
+    }
+
+    /// The comparison of two points of one axis in every remaining cell.
     fn comparison(&self) -> Option<(String, Grid)> {
         let by = self.params.compare.as_ref().filter(|_| !self.contrasts.is_empty())?;
         let (base, other) = (&by.base, &by.other);
-        let mut about = format!(
-            "`{other}` against `{base}`, over the images that both count: `difference` in points [95% interval, Newcombe's \
-             method 10], and `p` of McNemar's exact test."
-        );
+        let mut about = format!("`{other}` against `{base}`, {PAIRED}");
         if let Some(share) = by.share {
-            let share = round(100.0 * share);
-            let count = |verdict| self.contrasts.iter().filter(|c| c.verdict() == Some(verdict)).count();
-            let [holds, fails, undecided] = [Verdict::Holds, Verdict::Fails, Verdict::Undecided].map(count);
-            let _ = write!(
-                about,
-                " The claim is that `{other}` reaches at least {share}% of `{base}`: `margin` is the one less {share}% of the \
-                 other; the claim holds where its whole interval is at or above 0, fails where all of it is below, and is \
-                 undecided otherwise. Of {} comparisons it holds in {holds}, fails in {fails}, and is undecided in \
-                 {undecided}.",
-                self.contrasts.len()
-            );
+            about += &verdicts(&self.contrasts, &format!("`{other}`"), &format!("`{base}`"), share);
         }
         let axes: Vec<&str> =
             self.rows.iter().chain(&self.columns).copied().filter(|axis| **axis != *by.axis).collect();
-        let mut header: Vec<&str> = axes.clone();
+        Some((about, self.contrasted(&self.contrasts, &axes, [base, other], by.share, false)))
+    }
+
+    /// The comparison of several draws per step with one, at as many gradients.
+    fn equal_strength(&self) -> Option<(String, Grid)> {
+        let by = self.params.equal_strength.as_ref().filter(|_| !self.diagonals.is_empty())?;
+        let mut about = format!(
+            "One draw per step against several, at as many gradients in all ({} x {}), {PAIRED}",
+            by.steps, by.draws
+        );
+        if let Some(share) = by.share {
+            about += &verdicts(&self.diagonals, "one draw", "the rate of several", share);
+        }
+        let placed = self.rows.iter().chain(&self.columns).copied();
+        let axes: Vec<&str> = placed.filter(|&axis| axis != by.steps && axis != by.draws).collect();
+        Some((about, self.contrasted(&self.diagonals, &axes, ["several draws", "one draw"], by.share, true)))
+    }
+
+    /// Comparisons as a table; `named`, each with the labels of its two.
+    fn contrasted(
+        &self,
+        contrasts: &[Contrast<'_>],
+        axes: &[&str],
+        sides: [&str; 2],
+        share: Option<f64>,
+        named: bool,
+    ) -> Grid {
+        let mut header: Vec<&str> = axes.to_vec();
+        header.extend(named.then_some(["several", "one"]).into_iter().flatten());
         header.extend((!self.params.layout.best_over.is_empty()).then_some("chosen on"));
         let labels = header.len();
-        header.extend(["images", base, other, "difference", "p"]);
-        header.extend(by.share.is_some().then_some(["margin", "claim"]).into_iter().flatten());
+        header.extend(["images", sides[0], sides[1], "difference", "p"]);
+        header.extend(share.is_some().then_some(["margin", "claim"]).into_iter().flatten());
         let header = header.into_iter().map(str::to_owned).collect();
-        Some((about, Grid { labels, header, rows: self.contrasts.iter().map(|c| contrast(c, &axes)).collect() }))
+        Grid { labels, header, rows: contrasts.iter().map(|c| contrast(c, axes, named)).collect() }
     }
 
     /// The benign accuracy of a line's own cell.
@@ -359,8 +382,21 @@ impl<'a> Document<'a> {
     }
 }
 
-/// One row of the comparison.
-fn contrast(contrast: &Contrast<'_>, axes: &[&str]) -> Vec<String> {
+/// How a claim about shares is put to the test, and how it fared.
+fn verdicts(contrasts: &[Contrast<'_>], other: &str, base: &str, share: f64) -> String {
+    let share = round(100.0 * share);
+    let count = |verdict| contrasts.iter().filter(|contrast| contrast.verdict() == Some(verdict)).count();
+    let [holds, fails, undecided] = [Verdict::Holds, Verdict::Fails, Verdict::Undecided].map(count);
+    format!(
+        " The claim is that {other} reaches at least {share}% of {base}: `margin` is the one less {share}% of the other; \
+         the claim holds where its whole interval is at or above 0, fails where all of it is below, and is undecided \
+         otherwise. Of {} comparisons it holds in {holds}, fails in {fails}, and is undecided in {undecided}.",
+        contrasts.len()
+    )
+}
+
+/// One row of a comparison.
+fn contrast(contrast: &Contrast<'_>, axes: &[&str], named: bool) -> Vec<String> {
     let points = |estimate: Option<(f64, (f64, f64))>| match estimate {
         Some((value, (low, high))) => format!("{} [{}, {}]", signed(value), signed(low), signed(high)),
         None => "– (no images)".to_owned(),
@@ -369,6 +405,7 @@ fn contrast(contrast: &Contrast<'_>, axes: &[&str]) -> Vec<String> {
     let rate = |hits: u64| percent((images > 0).then(|| hits as f64 / images as f64));
     let mut cells: Vec<String> =
         axes.iter().map(|axis| contrast.at.get(axis).copied().unwrap_or_default().to_owned()).collect();
+    cells.extend(contrast.labels().iter().filter(|_| named).cloned());
     cells.extend(contrast.other.selection.map(chosen));
     cells.extend([
         images.to_string(),
@@ -398,6 +435,9 @@ const PROTOCOL: &str = "protocol";
 const BESIDE: &str = "`zero` is the same rate with no perturbation at all, `noise` with uniform noise in the adversary's \
 ball, both under fresh draws; `benign` is the accuracy before the attack, over all images; `difference` is ours less the \
 paper's.\n";
+
+const PAIRED: &str = "over the images that both count: `difference` in points [95% interval, Newcombe's method 10], and `p` \
+of McNemar's exact test.";
 
 const QUERIED: &str = "Evaluations of the network by the attack as counted while it ran, the mean over images; `forward` \
 includes those of gradients, votes are counted apart.\n";
@@ -476,6 +516,7 @@ pub(crate) const fn title(quantity: Quantity) -> &'static str {
     match quantity {
         Quantity::BenignAccuracy => "Benign accuracy",
         Quantity::AttackSuccessRate => "Attack success rate",
+        Quantity::CommonAttackSuccessRate => "Attack success rate (images that all count)",
         Quantity::AttackedError => "Attacked error (all images count)",
         Quantity::AttackedAccuracy => "Accuracy after the attack (all images count)",
         Quantity::SoftAttackSuccessRate => "Attack success rate of single draws",

@@ -27,7 +27,8 @@ pub use figures::{
     Along, Curves, Figure, FigureKind, HeatMap, Histogram, Intervals, Lines, MORE_AXES, Perturbations, Scatter,
 };
 pub use params::{
-    Cell, Claim, Comparison, Layout, Params, Protocol, QUERIES, Quantity, Reading, Rule, RuleName, TheoryTable,
+    Cell, Claim, Comparison, EqualStrength, Layout, Params, Protocol, QUERIES, Quantity, Reading, Rule, RuleName,
+    TheoryTable,
 };
 pub use splice::splice;
 use stage::{Context, Stage, Unfit};

@@ -1,6 +1,6 @@
 //! The numbers of a report: every quantity of every cell, and of the best over some axes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use artifact::ReportRow;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use stage::{Unfit, Usage};
 
 use crate::{
-    Cell, Claim, Params, Protocol, QUERIES, Quantity, Rule,
+    Cell, Claim, Layout, Params, Protocol, QUERIES, Quantity, Rule,
     data::Store,
     outcome::{After, Outcome, best, cross_fit, gradients, queries, rate},
 };
@@ -129,13 +129,22 @@ fn groups(params: &Params) -> Vec<Vec<&Cell>> {
 fn of_group(params: &Params, store: &Store, rule: &Rule, cells: &[&Cell]) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     let mut candidates = Vec::new();
+    let common = common(params, store, rule, cells[0])?;
     for &cell in cells {
         let steps = store.steps(cell)?;
         for &step in &steps {
             let images = store.outcomes(cell, step, rule)?;
             let last = Some(&step) == steps.last();
             let own = last && *rule == cell.reading.rule;
-            let line = Draft { cell, rule, votes: store.votes(cell, rule)?, step: Some(step), own, selection: None };
+            let line = Draft {
+                cell,
+                rule,
+                votes: store.votes(cell, rule)?,
+                step: Some(step),
+                own,
+                selection: None,
+                common: common.as_ref(),
+            };
             lines.extend(line.quantities(&images));
             if last {
                 candidates.push((step, images));
@@ -152,7 +161,7 @@ fn of_group(params: &Params, store: &Store, rule: &Rule, cells: &[&Cell]) -> Res
         let cell = merge(cells, chosen);
         let step = chosen.iter().all(|&i| steps[i] == steps[chosen[0]]).then(|| steps[chosen[0]]);
         let own = *rule == cell.reading.rule;
-        let draft = Draft { cell: &cell, rule, votes, step, own, selection: Some(selection) };
+        let draft = Draft { cell: &cell, rule, votes, step, own, selection: Some(selection), common: common.as_ref() };
         lines.extend(draft.quantities(images));
     };
     let value = cells[0].reading.value;
@@ -161,6 +170,28 @@ fn of_group(params: &Params, store: &Store, rule: &Rule, cells: &[&Cell]) -> Res
     let (images, chosen) = cross_fit(&candidates, value);
     selected(&chosen, &images, Selection::HeldOut);
     Ok(lines)
+}
+
+/// The images that count at every point of the layout's common axes; none where it has no such axes.
+fn common(params: &Params, store: &Store, rule: &Rule, cell: &Cell) -> Result<Option<BTreeSet<u32>>> {
+    let Layout { common, best_over, .. } = &params.layout;
+    if common.is_empty() {
+        return Ok(None);
+    }
+    let rest = |at: &BTreeMap<String, String>| -> Vec<(String, String)> {
+        let kept = at.iter().filter(|(axis, _)| !common.contains(axis) && !best_over.contains(axis));
+        kept.map(|(axis, label)| (axis.clone(), label.clone())).collect()
+    };
+    let mut all: Option<BTreeSet<u32>> = None;
+    // The points over which the best is taken have one vote before the attack.
+    let mut seen = BTreeSet::new();
+    for other in params.cells.iter().filter(|other| rest(&other.at) == rest(&cell.at)) {
+        if seen.insert(&other.none) {
+            let counted = store.counted(other, rule)?;
+            all = Some(all.map_or_else(|| counted.clone(), |all| &all & &counted));
+        }
+    }
+    Ok(all)
 }
 
 fn same_images(cells: &[&Cell], candidates: &[Vec<Outcome>]) -> Result<(), Unfit> {
@@ -195,6 +226,8 @@ struct Draft<'a> {
     step: Option<u32>,
     own: bool,
     selection: Option<Selection>,
+    /// The images of the common denominator.
+    common: Option<&'a BTreeSet<u32>>,
 }
 
 impl Draft<'_> {
@@ -203,6 +236,14 @@ impl Draft<'_> {
     }
 
     fn line(&self, quantity: Quantity, images: &[Outcome]) -> Option<Line> {
+        let shared: Vec<Outcome>;
+        let images = if quantity == Quantity::CommonAttackSuccessRate {
+            let common = self.common?;
+            shared = images.iter().filter(|image| common.contains(&image.id)).copied().collect();
+            &shared
+        } else {
+            images
+        };
         let ours = rate(quantity, images, After::Attack)?;
         let attacked = !quantity.is_before();
         let baseline = |after| rate(quantity, images, after).filter(|_| attacked).and_then(|rate| rate.value());

@@ -65,7 +65,9 @@ impl Outcome {
         let (before, after) = (self.before, self.after[after as usize]);
         match quantity {
             Quantity::BenignAccuracy => Some(before.correct),
-            Quantity::AttackSuccessRate => (!before.reached).then_some(after.reached),
+            Quantity::AttackSuccessRate | Quantity::CommonAttackSuccessRate => {
+                (!before.reached).then_some(after.reached)
+            }
             Quantity::AttackedError => Some(after.reached),
             Quantity::AttackedAccuracy => Some(after.correct || after.flagged),
             Quantity::RobustAccuracy => Some(before.correct && (after.correct || after.flagged)),

@@ -26,6 +26,9 @@ pub struct Params {
     /// Two points of one axis to compare in every remaining cell; null for no comparison.
     #[serde(default)]
     pub compare: Option<Comparison>,
+    /// Cells of equal strength to compare; null for no comparison.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equal_strength: Option<EqualStrength>,
     /// Figures beside the table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub figures: Vec<Figure>,
@@ -52,6 +55,10 @@ pub struct Layout {
     /// test images themselves (as the paper does, an optimistic choice), and beside it cross-fitted: chosen on the
     /// images at even positions and judged on those at odd ones, and the other way round, the counts added.
     pub best_over: Vec<String>,
+    /// Axes along which the images that count are made the same: with some, [`Quantity::CommonAttackSuccessRate`] is
+    /// reported, over the images that every point of these axes counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub common: Vec<String>,
 }
 
 /// How the votes of a cell are read.
@@ -110,6 +117,20 @@ pub struct Comparison {
     pub share: Option<f64>,
 }
 
+/// A paired comparison along the diagonals of a grid of steps and draws: every cell of several draws per step against the
+/// cell of one draw that takes as many gradients in all, over the same images. What is reported is as in [`Comparison`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EqualStrength {
+    /// The axis of steps, whose labels are numbers.
+    pub steps: String,
+    /// The axis of draws per step, whose labels are numbers; one of them is 1.
+    pub draws: String,
+    /// Which part of the rate of several draws one draw is claimed to reach, in `(0, 1]`; null where nothing is claimed.
+    #[serde(default)]
+    pub share: Option<f64>,
+}
+
 /// What the printed table shows. An image that a detector flags is neither right nor has the adversary what it wants; flagged
 /// after the attack, it is robust.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +141,9 @@ pub enum Quantity {
     /// Among images that do not satisfy the objective before the attack, the share that does after it.
     #[default]
     AttackSuccessRate,
+    /// The same among the images that do not satisfy the objective before the attack at any point of the axes
+    /// [`Layout::common`]: a denominator that does not change with the network. There is none without such axes.
+    CommonAttackSuccessRate,
     /// Share of all images whose aggregated prediction satisfies the objective after the attack, those included that did
     /// so before it: an untargeted adversary is credited with the network's own errors, as robustml counts.
     AttackedError,
@@ -137,9 +161,10 @@ pub enum Quantity {
 
 impl Quantity {
     /// Every quantity, in the order of the data files.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::BenignAccuracy,
         Self::AttackSuccessRate,
+        Self::CommonAttackSuccessRate,
         Self::AttackedError,
         Self::AttackedAccuracy,
         Self::SoftAttackSuccessRate,
@@ -165,6 +190,7 @@ impl Quantity {
         match self {
             Self::BenignAccuracy => "benign_accuracy",
             Self::AttackSuccessRate => "attack_success_rate",
+            Self::CommonAttackSuccessRate => "common_attack_success_rate",
             Self::AttackedError => "attacked_error",
             Self::AttackedAccuracy => "attacked_accuracy",
             Self::SoftAttackSuccessRate => "soft_attack_success_rate",

@@ -50,18 +50,22 @@ struct Looks {
 
 pub(super) fn draw(request: &Request<'_>, kind: &Perturbations) -> Result<Sketch> {
     let cells = request.cells();
-    if cells.is_empty() || kind.images.is_empty() {
+    let images = match kind.images.as_slice() {
+        [] => request.images(&cells)?,
+        some => some.to_vec(),
+    };
+    if images.is_empty() {
         let caption = "Nothing is drawn at this scale.".to_owned();
         return Ok(Sketch { picture: blank(&request.figure.title), caption, rows: Vec::new() });
     }
     // The image is one more axis down the side where there are several.
-    let several = kind.images.len() > 1;
+    let several = images.len() > 1;
     let mut axes: Vec<String> = several.then(|| IMAGE.to_owned()).into_iter().collect();
     axes.extend(kind.rows.clone());
     let sides = unique(cells.iter().map(|cell| key(*cell, &kind.rows)));
     let tops = unique(cells.iter().map(|cell| key(*cell, &kind.columns)));
     let places: Vec<(u32, &Key)> =
-        kind.images.iter().flat_map(|&image| sides.iter().map(move |side| (image, side))).collect();
+        images.iter().flat_map(|&image| sides.iter().map(move |side| (image, side))).collect();
     let labels = |&(image, side): &(u32, &Key)| {
         several.then(|| image.to_string()).into_iter().chain(side.iter().cloned()).collect::<Key>()
     };
@@ -85,7 +89,7 @@ pub(super) fn draw(request: &Request<'_>, kind: &Perturbations) -> Result<Sketch
         }
     }
     picture.height = lattice.bottom() + EDGE / 2.0;
-    let images: Vec<String> = kind.images.iter().map(u32::to_string).collect();
+    let images: Vec<String> = images.iter().map(u32::to_string).collect();
     let caption = format!(
         "Perturbations of {} {}, 0.95 (d/(2e) + 0.5); TV, mean absolute difference of neighbours in units of 2e; high, \
          share of the energy in the higher half of the frequencies; flips, share of signs unlike the previous \

@@ -1,8 +1,8 @@
 //! From the report's lines to the places of a figure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use stage::Usage;
+use stage::{Unfit, Usage};
 
 use super::{Figure, MORE_AXES};
 use crate::{
@@ -111,6 +111,15 @@ impl<'a> Request<'a> {
     /// The cells that the figure is about.
     pub(super) fn cells(&self) -> Vec<&'a Cell> {
         self.params.cells.iter().filter(|cell| self.keeps(*cell)).collect()
+    }
+
+    /// The ids of all images of these cells, ascending.
+    pub(super) fn images(&self, cells: &[&Cell]) -> Result<Vec<u32>, Unfit> {
+        let mut ids = BTreeSet::new();
+        for cell in cells {
+            ids.extend(self.store.folder(&cell.attack)?.rows.iter().map(|row| row.id));
+        }
+        Ok(ids.into_iter().collect())
     }
 
     /// Whether the figure shows the points of the report's `best_over` one by one.

@@ -193,7 +193,8 @@ pub enum Along {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Perturbations {
-    /// Ids of the images; several stand below each other.
+    /// Ids of the images, or none for all that the cells have; several stand below each other.
+    #[serde(default)]
     pub images: Vec<u32>,
     /// Axes down the side, outermost first.
     #[serde(default)]
