@@ -54,7 +54,7 @@ pub(super) fn draw(request: &Request<'_>, kind: &Perturbations) -> Result<Sketch
         [] => request.images(&cells)?,
         some => some.to_vec(),
     };
-    if images.is_empty() {
+    if cells.is_empty() || images.is_empty() {
         let caption = "Nothing is drawn at this scale.".to_owned();
         return Ok(Sketch { picture: blank(&request.figure.title), caption, rows: Vec::new() });
     }
