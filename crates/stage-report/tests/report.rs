@@ -321,6 +321,78 @@ fn the_best_is_compared_with_the_best() {
     assert!(find(&rows, "attack_success_rate_share_margin", &json!({})).is_empty(), "nothing is claimed");
 }
 
+/// Cells of one attack folder each, by the labels of one axis or two.
+fn cells_of(name: &str, cells: &[(Value, Right, Right)], layout: &Value) -> (Params, Context) {
+    let mut inputs = Vec::new();
+    let mut made = Vec::new();
+    for (index, (at, before, after)) in cells.iter().enumerate() {
+        let folder = |attack: &str| format!("{name}/attack/{attack}-{index}");
+        inputs.extend(attack(&folder("none"), "none", false, &[("before", 0, *before), ("after", 0, *before)]));
+        inputs.extend(attack(&folder("noise"), "uniform-noise", false, &[("after", 0, *before)]));
+        inputs.extend(attack(&folder("pgd"), "pgd", false, &[("after", 10, *after)]));
+        made.push(json!({
+            "at": at, "parameters": {}, "protocol": "corrected",
+            "attack": folder("pgd"), "none": folder("none"), "noise": folder("noise"), "finetune": "finetune/x",
+        }));
+    }
+    let params = json!({
+        "pipeline": name, "scale": "demo", "title": "Made-up rows", "analysis": "Eight images, three votes.\n",
+        "layout": layout, "cells": made,
+    });
+    let mut ctx = Context::new(format!("{name}/report/table.parquet"));
+    ctx.inputs = inputs;
+    (serde_json::from_value(params).unwrap(), ctx)
+}
+
+#[test]
+fn a_common_denominator_holds_the_images_that_all_count() {
+    let stage = |stage: &str| json!({"stage": stage});
+    let cells = [
+        (stage("before"), [3, 3, 3, 3, 3, 3, 0, 0], [0, 0, 3, 3, 3, 0, 0, 0]),
+        (stage("after"), [3, 3, 3, 3, 3, 0, 3, 0], [0, 0, 0, 3, 3, 0, 0, 0]),
+    ];
+    let (params, ctx) = cells_of("common", &cells, &json!({"rows": ["stage"], "columns": [], "common": ["stage"]}));
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let rows = rows(&ctx);
+    let counts = |quantity: &str, label: &str| {
+        let found = find(&rows, quantity, &stage(label));
+        assert_eq!(found.len(), 1);
+        (found[0].numerator, found[0].denominator)
+    };
+    assert_eq!(counts("attack_success_rate", "before"), (Some(3), Some(6)));
+    assert_eq!(counts("attack_success_rate", "after"), (Some(4), Some(6)));
+    assert_eq!(counts("common_attack_success_rate", "before"), (Some(2), Some(5)), "images 0 to 4 are right in both");
+    assert_eq!(counts("common_attack_success_rate", "after"), (Some(3), Some(5)));
+    let (params, ctx) = cells_of("uncommon", &cells, &json!({"rows": ["stage"], "columns": []}));
+    stage::run::<Report>(&params, &ctx).unwrap();
+    assert!(find(&self::rows(&ctx), "common_attack_success_rate", &json!({})).is_empty());
+}
+
+#[test]
+fn several_draws_are_compared_with_one_at_as_many_gradients() {
+    let grid = |k: &str, m: &str| json!({"k": k, "m": m});
+    let right = [3; 8];
+    let cells = [
+        (grid("10", "1"), right, [0, 3, 3, 3, 3, 3, 3, 3]),
+        (grid("100", "1"), right, [0, 0, 0, 0, 0, 0, 3, 3]),
+        (grid("10", "10"), right, [0, 0, 0, 0, 3, 3, 3, 0]),
+        (grid("100", "10"), right, [0; 8]),
+    ];
+    let (mut params, ctx) = cells_of("strength", &cells, &json!({"rows": ["m"], "columns": ["k"]}));
+    params.equal_strength = serde_json::from_value(json!({"steps": "k", "draws": "m", "share": 0.95})).unwrap();
+    stage::run::<Report>(&params, &ctx).unwrap();
+    let found = rows(&ctx).into_iter().filter(|row| row.quantity == "attack_success_rate_difference");
+    let found: Vec<_> = found.collect();
+    let [row] = &found[..] else { panic!("100 steps of 10 draws have no equal: {found:?}") };
+    // One draw turns 6 of 8, ten draws 5: they differ on three images.
+    assert_eq!((row.value, row.numerator, row.denominator), (Some(0.125), Some(3), Some(8)));
+    let parameters: Value = serde_json::from_str(&row.parameters).unwrap();
+    assert_eq!((&parameters["compare.base"], &parameters["compare.other"]), (&json!("10 x 10"), &json!("100 x 1")));
+    let text = fs::read_to_string(ctx.out.with_extension("md")).unwrap();
+    assert!(text.contains("One draw per step against several"), "{text}");
+    assert!(text.contains("| 10 x 10 | 100 x 1 |"), "{text}");
+}
+
 #[test]
 fn the_best_of_cells_that_are_read_unlike_is_refused() {
     let (mut params, ctx) = made_up("unlike");
