@@ -360,8 +360,9 @@ impl Planner<'_> {
         let attack = self.attack(&typed, &inputs, images.count, detector.as_ref())?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
-            // The perturbation of a companion is no result.
-            let companion = stage_attack::Params { attack: spec, keep_delta: false, ..typed.clone() };
+            // The perturbation of a companion is no result, and what it does depends on no goal.
+            let goal = stage_attack::Goal::Untargeted {};
+            let companion = stage_attack::Params { attack: spec, goal, keep_delta: false, ..typed.clone() };
             companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref())?);
         }
         // The companions of a companion are itself and those before it.

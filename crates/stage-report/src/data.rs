@@ -82,8 +82,9 @@ impl Store {
         let compared = none.certain(before.draws).min(rule.n.unwrap_or(u32::MAX)) as usize;
         let budget = attack.budget();
         let join = |(id, row): (&u32, &&AttackRow)| {
-            let ballot =
-                |view: &View<'_>| decide(view.rows[id], rule, view.draws).map_err(|why| view.refuse(*id, &why));
+            let ballot = |view: &View<'_>| {
+                decide(view.rows[id], row.target, rule, view.draws).map_err(|why| view.refuse(*id, &why))
+            };
             let attacked = ballot(&after)?;
             let attacked = if budget.is_some_and(|budget| budget.exceeded(row)) { attacked.failed() } else { attacked };
             let alike = undefended.as_ref().map(|classes| {
@@ -102,9 +103,11 @@ impl Store {
     pub(crate) fn counted(&self, cell: &Cell, rule: &Rule) -> Result<BTreeSet<u32>, Unfit> {
         let none = self.companion(&cell.none, "none", &cell.attack)?;
         let before = View::new(none, &cell.none, "before", None)?;
+        let after = View::new(self.folder(&cell.attack)?, &cell.attack, "after", None)?;
+        after.same_images(&before)?;
         let mut counted = BTreeSet::new();
         for (&id, row) in &before.rows {
-            if !decide(row, rule, before.draws).map_err(|why| before.refuse(id, &why))?.reached {
+            if !decide(row, after.rows[&id].target, rule, before.draws).map_err(|why| before.refuse(id, &why))?.reached {
                 counted.insert(id);
             }
         }
@@ -131,7 +134,8 @@ impl Store {
         view.rows.iter().map(class).collect()
     }
 
-    /// A companion's folder; it must hold the attack it is to be, on the goal and the votes of the cell's own attack.
+    /// A companion's folder; it must hold the attack it is to be, under the votes of the cell's own attack. What it does
+    /// depends on no goal: it may have another one than the cell's, whose targets are what its votes are held against.
     fn companion(&self, folder: &str, name: &str, attack: &str) -> Result<&Folder, Unfit> {
         let found = self.folder(folder)?;
         let (theirs, ours) = (found.parameters(), self.folder(attack)?.parameters());
@@ -139,7 +143,7 @@ impl Store {
         if held != name {
             return Err(Unfit(format!("{folder}: holds the attack `{held}`, the companion must be `{name}`")));
         }
-        for key in ["goal", "votes", "defense", "inside", "detector"] {
+        for key in ["votes", "defense", "inside", "detector"] {
             if theirs.get(key) != ours.get(key) {
                 return Err(Unfit(format!("{folder}: its `{key}` is not that of {attack}; plan both again")));
             }
@@ -227,7 +231,8 @@ impl<'a> View<'a> {
         }
         for (id, row) in &self.rows {
             let match_ = other.rows[id];
-            if (row.label, row.target) != (match_.label, match_.target) {
+            // Companions of a targeted attack need not know the target.
+            if row.label != match_.label || match_.target.is_some_and(|target| row.target != Some(target)) {
                 return Err(Unfit(format!("{one} and {two} disagree about the label or the target of image {id}")));
             }
         }

@@ -25,13 +25,13 @@ impl Decision {
     }
 }
 
-/// Applies a rule to one row's votes, `asked` draws of which were asked for.
+/// Applies a rule to one row's votes, `asked` draws of which were asked for, against a target or the row's label.
 ///
 /// `any` and `all` judge draws one by one: the image counts as right if any (all) of its draws are, and the objective
 /// as reached likewise. The other rules make one prediction of them, and one flag: that of more than half of the draws. A
 /// flagged image or draw is refused an answer: it is neither right nor has the adversary what it wants. The error says why
 /// the votes do not support the rule.
-pub(crate) fn decide(row: &AttackRow, rule: &Rule, asked: u32) -> Result<Decision, String> {
+pub(crate) fn decide(row: &AttackRow, target: Option<u32>, rule: &Rule, asked: u32) -> Result<Decision, String> {
     let n = rule.n.unwrap_or(asked);
     if n == 0 || n > asked {
         return Err(format!("a rule over {n} votes, but {asked} were asked for; give 1 to {asked}"));
@@ -39,7 +39,7 @@ pub(crate) fn decide(row: &AttackRow, rule: &Rule, asked: u32) -> Result<Decisio
     let votes = &row.votes[..row.votes.len().min(n as usize)];
     let full = votes.len() == n as usize;
     let right = |class: u16| u32::from(class) == row.label;
-    let reach = |class: u16| row.target.map_or(!right(class), |target| u32::from(class) == target);
+    let reach = |class: u16| target.map_or(!right(class), |target| u32::from(class) == target);
     if !full && (row.flags.is_some() || rule.name != RuleName::Majority) {
         return Err(unsettled(votes, n));
     }
@@ -119,7 +119,7 @@ mod tests {
 
     fn answer(votes: &[u16], target: Option<u32>, rule: &Rule, asked: u32) -> Result<(bool, bool), String> {
         let row = AttackRow { target, ..row(0, 1, "after", votes) };
-        decide(&row, rule, asked).map(|decision| (decision.correct, decision.reached))
+        decide(&row, row.target, rule, asked).map(|decision| (decision.correct, decision.reached))
     }
 
     #[test]
@@ -163,9 +163,9 @@ mod tests {
             mean_probabilities: Some(vec![0.4, 0.6]),
             ..row(0, 1, "after", &[0, 0, 1])
         };
-        let correct = |name| decide(&row, &rule(name, None), 3).unwrap().correct;
+        let correct = |name| decide(&row, None, &rule(name, None), 3).unwrap().correct;
         assert!(correct(RuleName::MeanSoftmax) && !correct(RuleName::MeanLogits) && !correct(RuleName::Majority));
-        let error = |row: &AttackRow, n: Option<u32>| decide(row, &rule(RuleName::MeanSoftmax, n), 3).unwrap_err();
+        let error = |row: &AttackRow, n: Option<u32>| decide(row, None, &rule(RuleName::MeanSoftmax, n), 3).unwrap_err();
         assert!(error(&row, Some(3)).contains("all draws"));
         assert!(error(&AttackRow { mean_probabilities: None, ..row.clone() }, None).contains("keep_logits"));
         assert!(error(&AttackRow { votes: vec![1, 1], ..row.clone() }, None).contains("stopped early"));
@@ -175,7 +175,7 @@ mod tests {
     fn a_flagged_image_is_neither_right_nor_won() {
         let flagged = |votes: &[u16], flags: &[bool], rule: &Rule| {
             let row = AttackRow { flags: Some(flags.to_vec()), ..row(0, 1, "after", votes) };
-            let decision = decide(&row, rule, votes.len() as u32).unwrap();
+            let decision = decide(&row, row.target, rule, votes.len() as u32).unwrap();
             (decision.correct, decision.reached, decision.flagged, decision.draws.unwrap().0)
         };
         let majority = rule(RuleName::Majority, None);
@@ -188,24 +188,24 @@ mod tests {
         assert_eq!(flagged(&[2, 2, 1], &[true, false, false], &any), (true, true, true, 1));
         assert_eq!(flagged(&[2, 2], &[true, false], &rule(RuleName::All, None)), (false, false, false, 1));
         let stopped = AttackRow { flags: Some(vec![false; 3]), ..row(0, 1, "after", &[2, 2, 2]) };
-        assert!(decide(&stopped, &majority, 5).unwrap_err().contains("stopped early"));
+        assert!(decide(&stopped, None, &majority, 5).unwrap_err().contains("stopped early"));
         let short = AttackRow { flags: Some(vec![]), ..row(0, 1, "after", &[2]) };
-        assert!(decide(&short, &majority, 1).unwrap_err().contains("fewer flags"));
+        assert!(decide(&short, None, &majority, 1).unwrap_err().contains("fewer flags"));
     }
 
     #[test]
     fn mean_logits_need_logits_and_take_the_largest() {
         let logits = AttackRow { mean_logits: Some(vec![0.5, 2.0, 2.0]), ..row(0, 1, "after", &[0, 0]) };
-        let decision = decide(&logits, &rule(RuleName::MeanLogits, None), 2).unwrap();
+        let decision = decide(&logits, None, &rule(RuleName::MeanLogits, None), 2).unwrap();
         assert!(decision.correct && !decision.reached);
-        assert!(decide(&logits, &rule(RuleName::MeanLogits, 2), 2).unwrap_err().contains("all draws"));
+        assert!(decide(&logits, None, &rule(RuleName::MeanLogits, 2), 2).unwrap_err().contains("all draws"));
         let without = row(0, 1, "after", &[0, 0]);
-        assert!(decide(&without, &rule(RuleName::MeanLogits, None), 2).unwrap_err().contains("keep_logits"));
+        assert!(decide(&without, None, &rule(RuleName::MeanLogits, None), 2).unwrap_err().contains("keep_logits"));
     }
 
     #[test]
     fn single_draws_are_counted_only_in_full_votes() {
-        let draws = |votes: &[u16], asked| decide(&row(0, 1, "after", votes), &Rule::default(), asked).unwrap().draws;
+        let draws = |votes: &[u16], asked| decide(&row(0, 1, "after", votes), None, &Rule::default(), asked).unwrap().draws;
         assert_eq!(draws(&[1, 2, 1, 2], 4), Some((2, 4)));
         assert_eq!(draws(&[1, 1, 1], 4), None);
     }
