@@ -375,7 +375,8 @@ impl Planner<'_> {
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
         let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
-        let undefended = undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &net)).transpose()?;
+        let undefended =
+            undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &net)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);

@@ -112,7 +112,7 @@ pub fn tables(plan: &Plan, rates: &Rates) -> String {
             let hours = row.work.as_ref().map(|done| done.hours(machine, &mut caveats));
             line(&mut text, &row.name, name, &HOURS, hours);
         }
-        notes.extend(caveats.notes(machine));
+        caveats.notes().iter().for_each(|note| text.push_str(&wrapped(note)));
     }
     notes.push(match (&rates.processor, &rates.gpu) {
         (None, None) => "no rate has been recorded, or none was given: there are no hours.".to_owned(),
@@ -239,19 +239,22 @@ impl fmt::Display for Hours {
         let estimated = if self.estimated { "~" } else { "" };
         let number = match self.known {
             0.0 => "0".to_owned(),
-            few if few < 0.01 => "<0.01".to_owned(),
-            few if few < 10.0 => format!("{few:.2}"),
-            few if few < 100.0 => format!("{few:.1}"),
-            many => grouped(many.round() as u64),
+            few if few < 0.0001 => "<0.0001".to_owned(),
+            few if few < 0.0995 => format!("{few:.4}"),
+            few if few < 9.995 => format!("{few:.2}"),
+            few if few < 99.95 => format!("{few:.1}"),
+            many => short(many.round() as u64),
         };
         write!(f, "{estimated}{number}{}", if self.lacking { "+" } else { "" })
     }
 }
 
-/// What hours rest on, beside the rates that were measured.
+/// What hours rest on beside measured rates.
 #[derive(Default)]
 struct Caveats {
+    /// Networks, and those whose rates stand in for theirs.
     estimated: BTreeSet<String>,
+    /// Work without any rate.
     lacking: BTreeSet<String>,
 }
 
@@ -263,19 +266,19 @@ impl Caveats {
             return Hours { lacking: true, ..Hours::default() };
         };
         if let Some(other) = rate.stand_in {
-            self.estimated.insert(format!("{} of {net} from {other}", work.name()));
+            self.estimated.insert(format!("{net} from {other}"));
         }
         let known = count as f64 / rate.per_second / 3600.0;
         Hours { known, estimated: rate.stand_in.is_some(), lacking: false }
     }
 
-    fn notes(&self, machine: &Machine) -> Vec<String> {
+    fn notes(&self) -> Vec<String> {
         let list = |what: &str, of: &BTreeSet<String>| {
             let items: Vec<&str> = of.iter().map(String::as_str).collect();
-            (!items.is_empty()).then(|| format!("{}: {what}: {}.", machine.name, items.join("; ")))
+            (!items.is_empty()).then(|| format!("{what}: {}.", items.join("; ")))
         };
-        let estimated = "~ estimated in proportion to multiply-adds, for no rate is recorded";
-        let lacking = "- or + no rate is recorded, and the hours are left out";
+        let estimated = "~: some of it has no recorded rate, and is estimated in proportion to multiply-adds";
+        let lacking = "- and +: all or some of it has no recorded rate, and is left out";
         list(estimated, &self.estimated).into_iter().chain(list(lacking, &self.lacking)).collect()
     }
 }
@@ -285,7 +288,7 @@ fn heading(first: &str, name: usize, groups: &[Group<'_>]) -> String {
     let mut above = format!("{:name$}", "");
     let columns = groups.iter().flat_map(|(_, columns)| columns.iter().map(|column| (*column).to_owned())).collect();
     for (title, columns) in groups {
-        write!(above, "  {title:>width$}", width = columns.len() * WIDTH).expect("a string takes all");
+        write!(above, " {title:>width$}", width = columns.len() * WIDTH).expect("a string takes all");
     }
     let mut text = above.trim_end().to_owned() + "\n";
     line(&mut text, first, name, groups, Some(columns));
@@ -298,11 +301,11 @@ fn line(text: &mut String, first: &str, name: usize, groups: &[Group<'_>], value
         Some(values) => {
             let mut values = values.into_iter();
             for (_, columns) in groups {
-                text.push_str("  ");
+                text.push(' ');
                 values.by_ref().take(columns.len()).for_each(|value| text.push_str(&format!("{value:>WIDTH$}")));
             }
         }
-        None => text.push_str("  data missing"),
+        None => text.push_str(" data missing"),
     }
     text.push('\n');
 }
@@ -350,4 +353,148 @@ fn wrapped(note: &str) -> String {
         }
     }
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::{Options, Scale, Sources};
+
+    const SOURCES: &str = r#"
+        images.drawn = { side = 32, from = [{ name = "embedded", split = "test", images = 1000 }] }
+    "#;
+
+    /// Four cells, of which two by two share an attack, and all a network and its companions.
+    const PIPELINE: &str = r#"
+        title = "t"
+        analysis = "a"
+        axis = [
+            { name = "steps", points = [{ step = 2 }, { step = 5 }] },
+            { name = "protocol", points = [{ protocol = "authors-code" }, { protocol = "corrected" }] },
+        ]
+        report = { rows = ["steps"], columns = ["protocol"] }
+        [base]
+        sample = { source = "drawn", limit = 10 }
+        model = { name = "cifar-resnet", depth = 8 }
+        training = { sample = { source = "drawn", limit = 100 }, epochs = 2 }
+        defense = { name = "gaussian-noise", sigma = 0.1 }
+        attack = { name = "pgd", eps = "8/255", step_size = "1/255", steps = [2, 5], eot.draws = 3 }
+        goal = { name = "untargeted" }
+        votes = { draws = 7 }
+    "#;
+
+    fn plan(files: &[(&str, &str)]) -> Plan {
+        let folder = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = files.iter().map(|(name, _)| folder.path().join(format!("{name}.toml"))).collect();
+        files.iter().zip(&paths).for_each(|((_, text), path)| std::fs::write(path, text).unwrap());
+        std::fs::write(folder.path().join("grid.toml"), PIPELINE).unwrap();
+        let sources: Sources = toml::from_str(SOURCES).unwrap();
+        Plan::new(&paths, &sources, &Options { scale: Scale::Demo, shards: 1, data_root: None }).unwrap()
+    }
+
+    fn done(plan: &Plan) -> (Cost, Cost) {
+        let all = rows(plan).pop().unwrap().work.unwrap();
+        (all.before.total(), all.after.total())
+    }
+
+    #[test]
+    fn before_is_every_cell_by_itself_and_after_is_the_plan() {
+        let plan = plan(&[("grid", PIPELINE)]);
+        let all = rows(&plan).pop().unwrap().work.unwrap();
+        assert_eq!((all.cells, all.jobs), (4, 6), "two samples, one network, one attack and its companions");
+        let (before, after) = (all.before.total(), all.after.total());
+        // 10 images, 3 draws, two protocols of 2 and of 5 steps; one run of 5.
+        assert_eq!((before.gradient_queries, after.gradient_queries), (10 * 3 * 2 * (2 + 5), 10 * 3 * 5));
+        assert_eq!((before.forward_queries, after.forward_queries), (420, 150));
+        // Votes before and after no attack, after noise, and after the attack: of each cell once, of the run at each snapshot.
+        assert_eq!((before.votes, after.votes), (4 * 10 * 7 * (2 + 1 + 1), 10 * 7 * (2 + 1 + 2)));
+        assert_eq!(after.votes_at_least, 10 * 4 * 5, "4 of 7 are a majority");
+        assert_eq!((before.training_images, after.training_images), (4 * 200, 200));
+    }
+
+    #[test]
+    fn a_cell_by_itself_differs_from_the_plan_by_early_stops_alone() {
+        let alone = PIPELINE.replace("{ step = 2 }, ", "").replace("{ protocol = \"authors-code\" }, ", "");
+        let once = |text: &str| done(&plan(&[("one", text)]));
+        let (before, after) = once(&alone.replace("[2, 5]", "[5]"));
+        assert_eq!(before, after);
+        assert!(after.votes_at_least < after.votes);
+        for full in ["votes.stop = \"never\"", "keep_logits = true"] {
+            let (_, after) = once(&alone.replace("votes = { draws = 7 }", &format!("votes.draws = 7\n{full}")));
+            assert_eq!(after.votes_at_least, after.votes, "{full}");
+        }
+        // Without a defense one draw stands for all; half of an even number settles a tie.
+        let (before, after) = once(&alone.replace("\"gaussian-noise\", sigma = 0.1", "\"none\""));
+        assert_eq!((before.votes, after.votes, after.votes_at_least), (10 * 4, 10 * 5, 10 * 5));
+        assert_eq!(once(&alone.replace("draws = 7", "draws = 8")).1.votes_at_least, 10 * 4 * 5);
+    }
+
+    #[test]
+    fn a_collections_cells_are_counted_once() {
+        let both = r#"
+            kind = "collection"
+            title = "t"
+            analysis = "a"
+            part_axis = "part"
+            part = [{ pipeline = "grid", label = "one" }]
+            report = { rows = ["part", "steps"], columns = ["protocol"] }
+        "#;
+        let alone = done(&plan(&[("grid", PIPELINE)]));
+        for files in [vec![("both", both)], vec![("both", both), ("grid", PIPELINE)]] {
+            let plan = plan(&files);
+            assert_eq!(done(&plan), alone);
+            assert_eq!(rows(&plan).iter().map(|row| row.work.as_ref().unwrap().cells).max(), Some(4));
+        }
+    }
+
+    #[test]
+    fn hours_are_counts_at_recorded_rates() {
+        let plan = plan(&[("grid", PIPELINE)]);
+        let folder = tempfile::tempdir().unwrap();
+        let table = |name: &str, model: &str, machine: &str| {
+            let row = |work: &str, rate: f64| {
+                serde_json::json!({"work": work, "model": model, "input": "3x32x32", "threads": 2, "ours_per_second": rate,
+                                   "machine": machine})
+            };
+            let path = folder.path().join(name);
+            std::fs::write(&path, serde_json::json!([row("gradient", 0.01), row("logits", 0.1)]).to_string()).unwrap();
+            path
+        };
+        let processor = table("engine.json", "cifar-resnet-8", "Processor");
+        let rates = Rates::read(std::slice::from_ref(&processor)).unwrap();
+        let mut caveats = Caveats::default();
+        let all = rows(&plan).pop().unwrap().work.unwrap();
+        let hours = all.hours(rates.processor.as_ref().unwrap(), &mut caveats);
+        // 420, 150 queries of 100 s; 1120, 200, 350 votes of 10 s.
+        let expected = ["11.7", "4.17", "3.11", "0.56", "0.97", "-", "-", "14.8+", "4.72+", "5.14+"];
+        assert_eq!(hours, expected);
+        let text = tables(&plan, &rates);
+        assert!(
+            text.contains("recorded on Processor, 2 threads") && text.contains("no rate of a GPU has been recorded")
+        );
+        assert!(text.contains("left out: train of cifar-resnet-8 at 32x32"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= LINE));
+
+        let gpu = table("gpu-check.json", "cifar-resnet-20", "GPU");
+        let text = tables(&plan, &Rates::read(&[processor, gpu]).unwrap());
+        assert!(text.contains("recorded on GPU") && !text.contains("no rate of a GPU"), "{text}");
+        let unwrapped = text.replace("\n  ", " ");
+        assert!(unwrapped.contains("multiply-adds: cifar-resnet-8 at 32x32 from cifar-resnet-20 at 32x32."), "{text}");
+        assert!(tables(&plan, &Rates::default()).contains("there are no hours"));
+    }
+
+    #[test]
+    fn numbers_have_three_digits_and_a_unit() {
+        let numbers = [0, 999, 1000, 9999, 10_000, 99_960, 999_499, 999_500, 1_234_567, 25_730_000_000];
+        let texts = ["0", "999", "1,000", "9,999", "10.0k", "100k", "999k", "1.00M", "1.23M", "25.7G"];
+        assert_eq!(numbers.map(short), texts);
+        let hours = |known, estimated, lacking| Hours { known, estimated, lacking }.to_string();
+        assert_eq!(hours(0.0, false, false), "0");
+        assert_eq!(hours(0.00002, false, false), "<0.0001");
+        assert_eq!(hours(0.0123, true, false), "~0.0123");
+        assert_eq!(hours(12_345.0, true, true), "~12.3k+");
+        assert_eq!(hours(0.0, false, true), "-");
+    }
 }
