@@ -97,7 +97,8 @@ pub fn tables(plan: &Plan, rates: &Rates) -> String {
          share runs once, and votes stop when they are settled."
             .to_owned(),
         "at least, at most: all votes as short or as long as they can be; how long they are depends on the images. Forward \
-         queries include those of gradients; attacks that may stop early are counted in full."
+         queries include those of gradients, both those of adversarial training; attacks that may stop early are counted \
+         in full."
             .to_owned(),
     ];
     for machine in [&rates.processor, &rates.gpu].into_iter().flatten() {
@@ -112,6 +113,7 @@ pub fn tables(plan: &Plan, rates: &Rates) -> String {
             let hours = row.work.as_ref().map(|done| done.hours(machine, &mut caveats));
             line(&mut text, &row.name, name, &HOURS, hours);
         }
+        text.push('\n');
         caveats.notes().iter().for_each(|note| text.push_str(&wrapped(note)));
     }
     notes.push(match (&rates.processor, &rates.gpu) {
@@ -239,7 +241,7 @@ impl fmt::Display for Hours {
         let estimated = if self.estimated { "~" } else { "" };
         let number = match self.known {
             0.0 => "0".to_owned(),
-            few if few < 0.0001 => "<0.0001".to_owned(),
+            few if few < 0.001 => "<0.001".to_owned(),
             few if few < 0.0995 => format!("{few:.4}"),
             few if few < 9.995 => format!("{few:.2}"),
             few if few < 99.95 => format!("{few:.1}"),
@@ -277,8 +279,8 @@ impl Caveats {
             let items: Vec<&str> = of.iter().map(String::as_str).collect();
             (!items.is_empty()).then(|| format!("{what}: {}.", items.join("; ")))
         };
-        let estimated = "~: some of it has no recorded rate, and is estimated in proportion to multiply-adds";
-        let lacking = "- and +: all or some of it has no recorded rate, and is left out";
+        let estimated = "where ~ stands, some has no recorded rate and is estimated in proportion to multiply-adds";
+        let lacking = "where - or + stands, all or some has no recorded rate and is left out";
         list(estimated, &self.estimated).into_iter().chain(list(lacking, &self.lacking)).collect()
     }
 }
@@ -470,18 +472,21 @@ mod tests {
         // 420, 150 queries of 100 s; 1120, 200, 350 votes of 10 s.
         let expected = ["11.7", "4.17", "3.11", "0.56", "0.97", "-", "-", "14.8+", "4.72+", "5.14+"];
         assert_eq!(hours, expected);
-        let text = tables(&plan, &rates);
-        assert!(
-            text.contains("recorded on Processor, 2 threads") && text.contains("no rate of a GPU has been recorded")
-        );
-        assert!(text.contains("left out: train of cifar-resnet-8 at 32x32"), "{text}");
-        assert!(text.lines().all(|line| line.chars().count() <= LINE));
+        assert!(tables(&plan, &rates).lines().all(|line| line.chars().count() <= LINE));
+        let unwrapped = |rates: &Rates| tables(&plan, rates).replace("\n  ", " ");
+        let text = unwrapped(&rates);
+        for expected in [
+            "recorded on Processor, 2 threads",
+            "no rate of a GPU has been recorded",
+            "left out: train of cifar-resnet-8 at 32x32.",
+        ] {
+            assert!(text.contains(expected), "{text}");
+        }
 
         let gpu = table("gpu-check.json", "cifar-resnet-20", "GPU");
-        let text = tables(&plan, &Rates::read(&[processor, gpu]).unwrap());
+        let text = unwrapped(&Rates::read(&[processor, gpu]).unwrap());
         assert!(text.contains("recorded on GPU") && !text.contains("no rate of a GPU"), "{text}");
-        let unwrapped = text.replace("\n  ", " ");
-        assert!(unwrapped.contains("multiply-adds: cifar-resnet-8 at 32x32 from cifar-resnet-20 at 32x32."), "{text}");
+        assert!(text.contains("multiply-adds: cifar-resnet-8 at 32x32 from cifar-resnet-20 at 32x32."), "{text}");
         assert!(tables(&plan, &Rates::default()).contains("there are no hours"));
     }
 
@@ -492,7 +497,7 @@ mod tests {
         assert_eq!(numbers.map(short), texts);
         let hours = |known, estimated, lacking| Hours { known, estimated, lacking }.to_string();
         assert_eq!(hours(0.0, false, false), "0");
-        assert_eq!(hours(0.00002, false, false), "<0.0001");
+        assert_eq!(hours(0.00002, true, true), "~<0.001+");
         assert_eq!(hours(0.0123, true, false), "~0.0123");
         assert_eq!(hours(12_345.0, true, true), "~12.3k+");
         assert_eq!(hours(0.0, false, true), "-");
