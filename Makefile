@@ -62,8 +62,10 @@ inspect: build ## what an artifact holds and where it came from: make inspect A=
 verify: build ## check the digests of every artifact's inputs and weights
 	@find data -name '*.parquet' ! -name '*.timing.parquet' ! -path 'data/record/*' -exec env DATA_ROOT='$(DATA_ROOT)' $(BIN)/inspect --verify {} +
 
-cost: build ## forward and gradient queries, votes and training images of every pipeline at SCALE
-	@$(PLAN) --cost
+RATES = $(sort $(wildcard data/record/*/bench/engine.json)) $(sort $(wildcard data/record/*/gpu-check/gpu-check.json))
+
+cost: build ## queries, votes, training images and hours of every pipeline at SCALE, before and after what is saved
+	@$(PLAN) --cost $(if $(strip $(RATES)),--rates $(RATES))
 
 list: build ## one command per line, in dependency layers: make list P=table1
 	@$(PLAN) --list $(or $(P),$(error name the pipeline: make list P=table1))

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use pipeline_tests::{Project, pipelines, root};
-use plan::{Options, Plan, Scale, Sources, make};
+use plan::{Options, Plan, Rates, Scale, Sources, costs, make};
 
 fn options(scale: Scale) -> Options {
     Options { scale, shards: 1, data_root: None }
@@ -52,7 +52,8 @@ fn the_smoke_plan_reads_as_it_did() {
     let plan = Plan::new(&files, &sources(), &options).unwrap();
     insta::assert_snapshot!("smoke-rules", make::fragment(&plan, &options).unwrap());
     insta::assert_snapshot!("smoke-list", make::list(&plan, "smoke", &options).unwrap());
-    insta::assert_snapshot!("smoke-costs", make::costs(&plan));
+    let rates = Rates::read(&[root().join("data/record/2026-11-22/bench/engine.json")]).unwrap();
+    insta::assert_snapshot!("smoke-costs", costs::tables(&plan, &rates));
     let attack = plan.jobs.all().iter().find(|job| job.address.contains("rotation--pgd")).unwrap();
     insta::assert_json_snapshot!("smoke-attack", attack.params);
     let finetune = plan.jobs.all().iter().find(|job| job.stage == "finetune").unwrap();

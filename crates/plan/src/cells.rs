@@ -17,7 +17,7 @@ use stage_sample::Sample;
 use stage_theory::Theory;
 
 use crate::{
-    Cost, Error, Jobs, Options, Result, Sources, Work, figures,
+    Bill, Cost, Error, Jobs, Net, Options, Result, Sources, Work, figures,
     file::{Kind, Pipeline, Table},
     jobs::Wanted,
     sources,
@@ -175,9 +175,10 @@ fn theory(pipeline: &Pipeline, mut params: stage_report::Params, jobs: &mut Jobs
         files: vec![],
         parts: 1,
         cost: Cost::default(),
+        network: None,
     })?;
     params.theory = Some(TheoryTable { table: folder(&address) });
-    Ok(Work { params, inputs: vec![address] })
+    Ok(Work { params, inputs: vec![address], apart: BTreeMap::new() })
 }
 
 fn attacks(
@@ -190,11 +191,13 @@ fn attacks(
     // Jobs of a pipeline that turns out to lack something must not stay in the plan.
     let mut tried = jobs.clone();
     let mut inputs = Vec::new();
+    let mut apart = Vec::new();
     let mut missing = None;
     for (at, base) in pipeline.cells() {
         let mut planner = Planner { sources, options, jobs: &mut tried };
         match planner.cell(&base, pipeline) {
-            Ok((cell, read)) => {
+            Ok((cell, read, alone)) => {
+                apart.push(alone);
                 for address in read {
                     if !inputs.contains(&address) {
                         inputs.push(address);
@@ -218,7 +221,7 @@ fn attacks(
     let protocols: BTreeSet<Protocol> = params.cells.iter().map(|cell| cell.protocol).collect();
     let changes = protocols.into_iter().filter_map(|protocol| pipeline.readings.note(protocol));
     params.notes = changes.chain(params.notes).collect();
-    Ok(Ok(Work { params, inputs }))
+    Ok(Ok(Work { params, inputs, apart: [(pipeline.name.clone(), apart)].into() }))
 }
 
 /// The cells, claims and notes of all parts as one report; it lacks what any of them lacks.
@@ -231,6 +234,7 @@ fn collection(
 ) -> Result<Result<Work, String>> {
     let mut tried = jobs.clone();
     let mut inputs: Vec<String> = Vec::new();
+    let mut apart = BTreeMap::new();
     let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
     for part in &pipeline.parts {
         let label = |at: BTreeMap<String, String>| {
@@ -242,6 +246,7 @@ fn collection(
         };
         params.cells.extend(work.params.cells.into_iter().map(|cell| Cell { at: label(cell.at), ..cell }));
         params.paper.extend(work.params.paper.into_iter().map(|claim| Claim { at: label(claim.at), ..claim }));
+        apart.extend(work.apart);
         for address in work.inputs {
             if !inputs.contains(&address) {
                 inputs.push(address);
@@ -260,7 +265,7 @@ fn collection(
         all if all == pipeline.parts.len() => note,
         _ => format!("{}: {note}", parts.join(", ")),
     }));
-    Ok(Ok(Work { params, inputs }))
+    Ok(Ok(Work { params, inputs, apart }))
 }
 
 struct Planner<'a> {
@@ -269,10 +274,11 @@ struct Planner<'a> {
     jobs: &'a mut Jobs,
 }
 
-/// A planned sample: its address, and how many images it has where that is known.
+/// A planned sample: its address, and how many images of how many rows and columns it has, where that is known.
 struct Images {
     address: String,
     count: Option<u64>,
+    side: Option<u32>,
 }
 
 /// What a finetune job is made from.
@@ -320,8 +326,8 @@ impl Network {
 }
 
 impl Planner<'_> {
-    /// One cell's jobs; the cell as the report sees it, and the addresses the report reads.
-    fn cell(&mut self, base: &Table, pipeline: &Pipeline) -> Result<(Cell, Vec<String>), Trouble> {
+    /// One cell's jobs; the cell as the report sees it, the addresses the report reads, and what it would cost by itself.
+    fn cell(&mut self, base: &Table, pipeline: &Pipeline) -> Result<(Cell, Vec<String>, Bill), Trouble> {
         let base: Base = read(Value::Object(base.clone()))?;
         let reading = pipeline.readings.of(base.protocol);
         let images = self.sample("sample", &base.sample)?;
@@ -353,27 +359,29 @@ impl Planner<'_> {
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
 
+        let net = Net::new(&network.model, images.side);
         let mut inputs = vec![images.address, network.address.clone()];
         let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
         inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
         let detector = fitted.map(|(_, detector)| detector);
-        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref())?;
+        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref(), &net)?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
             // The perturbation of a companion is no result, and what it does depends on no goal.
             let goal = stage_attack::Goal::Untargeted {};
             let companion = stage_attack::Params { attack: spec, goal, keep_delta: false, ..typed.clone() };
-            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref())?);
+            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref(), &net)?);
         }
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
         let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
-        let undefended = undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None)).transpose()?;
+        let undefended =
+            undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &net)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
-        if let Some(detector) = detector {
+        if let Some(detector) = &detector {
             flatten("detector.", &json!(detector), &mut parameters);
         }
         flatten("sample.", &Value::Object(base.sample), &mut parameters);
@@ -390,7 +398,14 @@ impl Planner<'_> {
             undefended: undefended.as_deref().map(folder),
             finetune: folder(&network.address),
         };
-        Ok((cell, [network.address, none, noise, attack].into_iter().chain(undefended).collect()))
+        let single = stage_attack::Params { attack: single(&typed.attack, base.step)?, ..typed };
+        let single = cost(&single, fewer(images.count, single.limit), detector.as_ref());
+        let read: Vec<String> = [network.address, none, noise, attack.clone()].into_iter().chain(undefended).collect();
+        let mut alone = Bill::default();
+        for job in self.jobs.closure(&read) {
+            alone.add(job.network.as_ref(), if job.address == attack { single } else { job.cost });
+        }
+        Ok((cell, read, alone))
     }
 
     /// A sample job from `{source = "name", every = ..., ...}`.
@@ -416,6 +431,7 @@ impl Planner<'_> {
         let (typed, params): (stage_sample::Params, Value) =
             typed(Value::Object(params)).map_err(|reason| format!("{what}.{reason}"))?;
         typed.check().map_err(|reason| format!("{what}: images `{name}`: {reason}"))?;
+        let side = typed.crop.or(typed.resize).map(std::num::NonZero::get).or(images.side);
         let count = place.count.map(|count| {
             let every = u64::from(typed.every.get());
             let kept = count.saturating_sub(u64::from(typed.offset)).div_ceil(every);
@@ -430,8 +446,9 @@ impl Planner<'_> {
             files: place.files,
             parts: 1,
             cost: Cost::default(),
+            network: None,
         })?;
-        Ok(Images { address, count })
+        Ok(Images { address, count, side })
     }
 
     /// The finetune jobs of a cell, and the network that it attacks.
@@ -510,6 +527,7 @@ impl Planner<'_> {
         let mut params = json!({"model": model, "init": init});
         let mut inputs: Vec<String> = base.into_iter().collect();
         let mut cost = Cost::default();
+        let mut side = None;
         if let Some(mut recipe) = recipe {
             let Some(Value::Object(sample)) = recipe.shift_remove("sample") else {
                 return Err(format!("{what}.sample: name the training images, as {{ source = \"...\" }}").into());
@@ -523,6 +541,7 @@ impl Planner<'_> {
             }
             params["training"] = Value::Object(recipe);
             inputs.insert(0, images.address);
+            side = images.side;
             cost.unknown = u64::from(images.count.is_none());
             cost.training_images = images.count.unwrap_or(0);
         }
@@ -530,6 +549,7 @@ impl Planner<'_> {
         let (typed, params): (stage_finetune::Params, Value) = typed(params).map_err(named)?;
         typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
+        let cut = typed.training.as_ref().and_then(|training| training.augment.random_crop);
         let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
         if let Some(attack) = adversarial {
             cost.forward_queries = cost.training_images * attack.cost().forward;
@@ -545,6 +565,7 @@ impl Planner<'_> {
             files,
             parts: 1,
             cost,
+            network: Some(Net::new(&model, cut.or(side))),
         })?;
         Ok(Network { address, model, training: typed.training })
     }
@@ -583,6 +604,7 @@ impl Planner<'_> {
                 unknown: u64::from(count.is_none()),
                 ..Cost::default()
             },
+            network: Some(Net::new(&network.model, images.side)),
         })?;
         Ok((address, typed.detector))
     }
@@ -593,6 +615,7 @@ impl Planner<'_> {
         inputs: &[String],
         count: Option<u64>,
         detector: Option<&Detector>,
+        net: &Net,
     ) -> Result<String, Trouble> {
         params.check()?;
         let address = self.jobs.add(Wanted {
@@ -604,6 +627,7 @@ impl Planner<'_> {
             files: vec![],
             parts: self.options.shards,
             cost: cost(params, fewer(count, params.limit), detector),
+            network: Some(net.clone()),
         })?;
         Ok(address)
     }
@@ -706,14 +730,39 @@ fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&De
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
-    let votes = images * rounds * u64::from(params.votes.draws);
+    let (fewest, most) = draws(params, detector);
+    let votes = images * rounds * most;
     Cost {
         forward_queries: images * attack.cost().forward,
         gradient_queries: images * attack.cost().backward,
         votes,
+        votes_at_least: images * rounds * fewest,
         detector: votes * detector.map_or(0, |detector| detector.draws().into()),
         ..Cost::default()
     }
+}
+
+/// The fewest and the most evaluations of the network that one vote takes: half of the draws settle a tie in favour of the
+/// first class.
+fn draws(params: &stage_attack::Params, detector: Option<&Detector>) -> (u64, u64) {
+    let asked = u64::from(params.votes.draws);
+    if params.defense.name() == "none" && params.inside.is_none() && detector.is_none() {
+        // Nothing is random: one draw stands for all.
+        (1, 1)
+    } else if params.votes.stop == stage_attack::Stop::Never || params.keep_logits || detector.is_some() {
+        (asked, asked)
+    } else {
+        (asked.div_ceil(2), asked)
+    }
+}
+
+/// The attack with no snapshot but that of a cell.
+fn single(attack: &attacks::Spec, step: Option<u32>) -> Result<attacks::Spec, String> {
+    let mut table = value(attack)?;
+    if let (Some(steps), Some(step)) = (table.get_mut("steps"), step) {
+        *steps = json!([step]);
+    }
+    read(table)
 }
 
 fn folder(address: &str) -> String {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::AddAssign, path::PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::{Error, Net, Result};
 
 /// One stage run: parameters and inputs to one table, in one or more parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,8 @@ pub struct Job {
     pub parts: u32,
     /// What it computes, as far as parameters tell.
     pub cost: Cost,
+    /// The network that does it; none where no network runs.
+    pub network: Option<Net>,
 }
 
 impl Job {
@@ -34,15 +36,17 @@ impl Job {
     }
 }
 
-/// Work in units that no machine changes; votes are counted as if none stopped early.
+/// Work in units that no machine changes; attacks are counted as if none stopped early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Forward passes of one image, by attacks: those of gradients and all others.
     pub forward_queries: u64,
     /// Backward passes of one image, by attacks.
     pub gradient_queries: u64,
-    /// Forward passes of one image, by votes.
+    /// Forward passes of one image, by votes that all run to their end.
     pub votes: u64,
+    /// The same, if every vote that may stop early is settled by the fewest draws that can settle it.
+    pub votes_at_least: u64,
     /// Forward passes of one image, by detectors: to judge votes, and to be fitted.
     pub detector: u64,
     /// Training passes of one image.
@@ -56,6 +60,7 @@ impl AddAssign for Cost {
         self.forward_queries += other.forward_queries;
         self.gradient_queries += other.gradient_queries;
         self.votes += other.votes;
+        self.votes_at_least += other.votes_at_least;
         self.detector += other.detector;
         self.training_images += other.training_images;
         self.unknown += other.unknown;
@@ -88,6 +93,8 @@ pub struct Wanted {
     pub parts: u32,
     /// What it computes.
     pub cost: Cost,
+    /// The network that does it.
+    pub network: Option<Net>,
 }
 
 impl Jobs {
@@ -96,7 +103,7 @@ impl Jobs {
     /// # Errors
     /// If other work has the same address.
     pub fn add(&mut self, wanted: Wanted) -> Result<String> {
-        let Wanted { stage, revision, slug, params, inputs, files, parts, cost } = wanted;
+        let Wanted { stage, revision, slug, params, inputs, files, parts, cost, network } = wanted;
         let params = sorted(&params);
         let identity = json!([stage, revision, params, inputs]).to_string();
         let hash: String =
@@ -107,7 +114,8 @@ impl Jobs {
             Some((_, known)) => return Err(Error::Collision { address, one: known.clone(), other: identity }),
             None => {
                 self.identities.insert(address.clone(), (self.jobs.len(), identity));
-                self.jobs.push(Job { stage, address: address.clone(), params, inputs, files, parts, cost });
+                let address = address.clone();
+                self.jobs.push(Job { stage, address, params, inputs, files, parts, cost, network });
             }
         }
         Ok(address)
@@ -171,6 +179,7 @@ mod tests {
             files: vec![],
             parts: 1,
             cost: Cost::default(),
+            network: None,
         }
     }
 

@@ -1,19 +1,27 @@
 //! Pipeline files to cells, jobs and one Make fragment.
 //!
 //! A pipeline file ([`file`]) names its images and weights ([`sources`]); its cells ([`cells`]) become jobs with
-//! addresses ([`jobs`]), and all jobs of all files become one set of Make rules ([`make`]).
+//! addresses ([`jobs`]), and all jobs of all files become one set of Make rules ([`make`]). What they cost ([`costs`]) is in
+//! evaluations, and at the recorded rates of a machine ([`rates`]) in hours.
 
 pub mod cells;
+pub mod costs;
 pub mod figures;
 pub mod file;
 pub mod jobs;
 pub mod make;
+pub mod rates;
 pub mod sources;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
+pub use costs::Bill;
 pub use file::{Kind, Pipeline, Scale};
 pub use jobs::{Cost, Job, Jobs};
+pub use rates::{Net, Rates};
 pub use sources::Sources;
 use stage_report::Figure;
 
@@ -118,6 +126,8 @@ pub struct Work {
     pub params: stage_report::Params,
     /// Addresses of its input tables.
     pub inputs: Vec<String>,
+    /// What each of its cells would cost if it ran everything by itself, by the pipeline that defines them.
+    pub apart: BTreeMap<String, Vec<Bill>>,
 }
 
 impl Plan {

@@ -3,7 +3,7 @@
 use std::{error::Error as _, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use plan::{Error, Options, Plan, Result, Scale, Sources, make};
+use plan::{Error, Options, Plan, Rates, Result, Scale, Sources, costs, make};
 
 /// Turns pipeline files into parameters and Make rules under data/plan/<scale>/.
 ///
@@ -26,9 +26,12 @@ struct Arguments {
     /// Print the commands of this pipeline instead, one per line, a blank line between dependency layers.
     #[arg(long, value_name = "PIPELINE", conflicts_with_all = ["cost", "gc"])]
     list: Option<String>,
-    /// Print what each pipeline costs instead: forward and gradient queries, votes, training images.
+    /// Print what each pipeline costs instead, before and after what is shared, snapshots and early-stopped votes save.
     #[arg(long, conflicts_with = "gc")]
     cost: bool,
+    /// Recorded rates (engine.json, gpu-check.json), which turn costs into hours; of two for the same work the last counts.
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "cost")]
+    rates: Vec<PathBuf>,
     /// Delete the artifacts under data/ that no written plan names, and print them.
     #[arg(long)]
     gc: bool,
@@ -55,7 +58,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(name) = &arguments.list {
         print(&make::list(&plan, name, &options)?);
     } else if arguments.cost {
-        print(&make::costs(&plan));
+        print(&costs::tables(&plan, &Rates::read(&arguments.rates)?));
     }
     // Listed commands name parameter files, so these are written in any case.
     for (path, text) in make::files(&plan, &options)? {

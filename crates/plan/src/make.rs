@@ -1,4 +1,4 @@
-//! A plan as Make rules, as a list of commands, as a table of costs; and what no plan needs any more.
+//! A plan as Make rules and as a list of commands; and what no plan needs any more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 use stage::Stage;
 use stage_report::Report as ReportStage;
 
-use crate::{Cost, Error, Job, Options, Plan, Result, Work, jobs::sorted};
+use crate::{Error, Job, Options, Plan, Result, Work, jobs::sorted};
 
 /// Characters that Make or a shell would not take literally.
 const SPECIAL: &str = " \t\n$#:%\\*?[]~'\"`;&|<>()!=";
@@ -146,44 +146,6 @@ pub fn list(plan: &Plan, name: &str, options: &Options) -> Result<String> {
     Ok(layers.join("\n\n") + "\n")
 }
 
-/// What each pipeline costs if nothing of it is there, and all of them together, shared jobs counted once.
-#[must_use]
-pub fn costs(plan: &Plan) -> String {
-    let mut text = format!(
-        "{:<20} {:>6} {:>18} {:>18} {:>18} {:>18} {:>18}\n",
-        "pipeline", "jobs", "forward queries", "gradient queries", "votes, at most", "by detectors", "training images"
-    );
-    let mut row = |name: &str, jobs: &[&Job]| {
-        let mut cost = Cost::default();
-        jobs.iter().for_each(|job| cost += job.cost);
-        let note = if cost.unknown == 0 { String::new() } else { format!("  + {} jobs of unknown size", cost.unknown) };
-        let numbers = [cost.forward_queries, cost.gradient_queries, cost.votes, cost.detector, cost.training_images];
-        let numbers: String = numbers.iter().map(|&number| format!(" {:>18}", grouped(number))).collect();
-        writeln!(text, "{name:<20} {:>6}{numbers}{note}", jobs.len()).expect("a string takes all");
-    };
-    for report in &plan.reports {
-        match &report.work {
-            Ok(work) => row(&report.name, &plan.jobs.closure(&work.inputs)),
-            Err(_) => row(&format!("{} (data missing)", report.name), &[]),
-        }
-    }
-    row("all together", &plan.jobs.all().iter().collect::<Vec<_>>());
-    text
-}
-
-/// A number with its thousands apart.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// What below `data/` no plan that was written there names any more: whole artifacts, and parts of another sharding.
 ///
 /// # Errors
@@ -264,11 +226,6 @@ fn plain(path: &Path) -> Result<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thousands_are_set_apart() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-    }
 
     #[test]
     fn paths_that_make_misreads_are_refused() {

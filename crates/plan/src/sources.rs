@@ -35,6 +35,9 @@ pub struct Images {
     /// Centre crop, unless the pipeline says otherwise.
     #[serde(default)]
     pub crop: Option<u32>,
+    /// Rows and columns of the images as they are, where all are alike: for costs, and nothing else.
+    #[serde(default)]
+    pub side: Option<u32>,
 }
 
 /// One set of weights, and the places to get it from: the first that this machine has is used.

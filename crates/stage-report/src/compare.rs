@@ -95,7 +95,7 @@ pub(crate) fn diagonals<'a>(params: &'a Params, printed: &[&'a Line]) -> Vec<Con
 }
 
 /// The labels of a line but for some axes.
-fn at<'a>(line: &'a Line, but: impl Fn(&String) -> bool) -> BTreeMap<&'a str, &'a str> {
+fn at(line: &Line, but: impl Fn(&String) -> bool) -> BTreeMap<&str, &str> {
     let kept = line.at.iter().filter(|(axis, _)| !but(axis));
     kept.map(|(axis, label)| (axis.as_str(), label.as_str())).collect()
 }

@@ -107,7 +107,8 @@ impl Store {
         after.same_images(&before)?;
         let mut counted = BTreeSet::new();
         for (&id, row) in &before.rows {
-            if !decide(row, after.rows[&id].target, rule, before.draws).map_err(|why| before.refuse(id, &why))?.reached {
+            if !decide(row, after.rows[&id].target, rule, before.draws).map_err(|why| before.refuse(id, &why))?.reached
+            {
                 counted.insert(id);
             }
         }

@@ -165,7 +165,8 @@ mod tests {
         };
         let correct = |name| decide(&row, None, &rule(name, None), 3).unwrap().correct;
         assert!(correct(RuleName::MeanSoftmax) && !correct(RuleName::MeanLogits) && !correct(RuleName::Majority));
-        let error = |row: &AttackRow, n: Option<u32>| decide(row, None, &rule(RuleName::MeanSoftmax, n), 3).unwrap_err();
+        let error =
+            |row: &AttackRow, n: Option<u32>| decide(row, None, &rule(RuleName::MeanSoftmax, n), 3).unwrap_err();
         assert!(error(&row, Some(3)).contains("all draws"));
         assert!(error(&AttackRow { mean_probabilities: None, ..row.clone() }, None).contains("keep_logits"));
         assert!(error(&AttackRow { votes: vec![1, 1], ..row.clone() }, None).contains("stopped early"));
@@ -205,7 +206,8 @@ mod tests {
 
     #[test]
     fn single_draws_are_counted_only_in_full_votes() {
-        let draws = |votes: &[u16], asked| decide(&row(0, 1, "after", votes), None, &Rule::default(), asked).unwrap().draws;
+        let draws =
+            |votes: &[u16], asked| decide(&row(0, 1, "after", votes), None, &Rule::default(), asked).unwrap().draws;
         assert_eq!(draws(&[1, 2, 1, 2], 4), Some((2, 4)));
         assert_eq!(draws(&[1, 1, 1], 4), None);
     }
