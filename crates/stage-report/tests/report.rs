@@ -445,7 +445,26 @@ fn a_missing_or_wrong_companion_is_named() {
     assert!(error(&wrong, &ctx).contains("the companion must be `none`"));
     let mut crossed = params;
     crossed.cells[0].none = crossed.cells[2].none.clone();
-    assert!(error(&crossed, &ctx).contains("its `goal` is not that of"));
+    assert!(error(&crossed, &ctx).contains("disagree about the label or the target"), "one with another target");
+}
+
+#[test]
+fn companions_need_no_goal_of_their_own() {
+    let (params, ctx) = made_up("goals");
+    let made = |params: &Params| {
+        stage::run::<Report>(params, &ctx).unwrap();
+        let rows = rows(&ctx).into_iter().filter(|row| row.parameters.contains(r#""goal":"targeted""#));
+        rows.map(|row| (row.quantity, row.value, row.denominator, row.baseline_zero, row.baseline_noise))
+            .collect::<Vec<_>>()
+    };
+    let own = made(&params);
+    let mut shared = params.clone();
+    for index in 0..2 {
+        let [none, noise] = [&params.cells[index].none, &params.cells[index].noise].map(Clone::clone);
+        (shared.cells[index + 2].none, shared.cells[index + 2].noise) = (none, noise);
+    }
+    assert_eq!(made(&shared), own, "the votes are held against the targets of the cell's own attack");
+    assert!(!own.is_empty());
 }
 
 #[test]
