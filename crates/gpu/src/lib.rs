@@ -1,0 +1,23 @@
+//! What an NVIDIA GPU does by our own hand, where candle has no quick or no keyed way.
+//!
+//! [`conv2d`] is every convolution: forward, input gradient and weight gradient by cuDNN, with the choice of algorithm kept
+//! and the workspace reused; it needs the feature `cudnn`. [`noise`] draws a [`game::Key`]'s numbers on the device; it needs
+//! the feature `cuda`. Both compute on the CPU too, without speed: that is the reference of their tests. [`Halving`] meets
+//! memory that runs out with smaller batches.
+//!
+//! The features only make the device's side: without them the crate builds, and its tests pass, on any machine.
+
+mod conv;
+mod memory;
+pub mod noise;
+mod precision;
+
+pub use conv::{Geometry, conv2d};
+pub use memory::{Halving, batch, free, is_out_of_memory};
+pub use precision::Precision;
+
+/// Whether [`conv2d`] can take this tensor where it lies.
+#[must_use]
+pub fn takes(x: &candle_core::Tensor) -> bool {
+    cfg!(feature = "cudnn") && x.device().is_cuda()
+}
