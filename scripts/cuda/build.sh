@@ -46,7 +46,7 @@ cargo build --release --locked --jobs "${JOBS:-$(nproc)}" --package stages --fea
 
 mkdir -p "$dist"
 strip -o "$dist/stages" "${CARGO_TARGET_DIR:-target}/release/stages"
-for stage in sample finetune fit attack theory report; do
-    ln -sfn stages "$dist/$stage"
+for program in sample finetune fit attack theory report gpu-check; do
+    ln -sfn stages "$dist/$program"
 done
 du -shc "$dist"/*

@@ -638,6 +638,7 @@ fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
     stage_attack::Params {
         epoch: attack.epoch,
         inside: None,
+        precision: attack.precision,
         defense: defenses::Identity {}.into(),
         attack: attacks::None {}.into(),
         goal: stage_attack::Goal::Untargeted {},

@@ -13,6 +13,9 @@ pub struct Params {
     /// Randomness inside the network, put there after training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inside: Option<nets::Inside>,
+    /// In what the network's convolutions multiply; anything but f32 needs a GPU.
+    #[serde(default, skip_serializing_if = "nets::Precision::is_full")]
+    pub precision: nets::Precision,
     /// The defense between the pixels and the network.
     pub defense: defenses::Spec,
     /// The attack.

@@ -87,7 +87,9 @@ const BUILT_WITH_CUDA: bool = cfg!(feature = "cuda");
 fn refusal(error: &candle_core::Error) -> String {
     if BUILT_WITH_CUDA {
         let error = error.to_string().lines().next().unwrap_or_default().to_owned();
-        format!("--device cuda: no GPU that CUDA 13 can use on this machine ({error}); check nvidia-smi, or use --device cpu")
+        format!(
+            "--device cuda: no GPU that CUDA 13 can use on this machine ({error}); check nvidia-smi, or use --device cpu"
+        )
     } else {
         "--device cuda: this program was built without CUDA; build it with `make cuda`, or use --device cpu".to_owned()
     }

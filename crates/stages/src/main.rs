@@ -27,9 +27,9 @@ fn main() -> ExitCode {
         Attack::NAME => stage::main::<Attack>(),
         Theory::NAME => stage::main::<Theory>(),
         Report::NAME => stage::main::<Report>(),
+        "gpu-check" => gpu_check::main(),
         name => {
-            let stages =
-                [Sample::NAME, Finetune::NAME, Fit::NAME, Attack::NAME, Theory::NAME, Report::NAME].join(", ");
+            let stages = [Sample::NAME, Finetune::NAME, Fit::NAME, Attack::NAME, Theory::NAME, Report::NAME].join(", ");
             let _ = writeln!(io::stderr(), "{name}: call this program by the name of a stage: {stages}");
             Exit::Usage.into()
         }

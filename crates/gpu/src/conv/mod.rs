@@ -66,6 +66,7 @@ struct Convolution {
     geometry: Geometry,
     wanted: Wanted,
     /// Whether f32 factors may be rounded to TF32.
+    #[cfg_attr(not(feature = "cudnn"), expect(dead_code, reason = "the CPU rounds no factor"))]
     tf32: bool,
 }
 
