@@ -107,6 +107,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "why a test is skipped")]
     fn the_script_measures_on_any_device() {
         let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
         let work = Work { model: "resnet-18", side: 64, batch: 1, precision: Precision::F32 };

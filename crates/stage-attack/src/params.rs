@@ -152,3 +152,17 @@ impl Params {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_precision_is_not_written_so_no_address_moves() {
+        let text = r#"{"defense": {"name": "none"}, "attack": {"name": "none"}, "goal": {"name": "untargeted"}}"#;
+        let mut params: Params = serde_json::from_str(text).unwrap();
+        assert!(!serde_json::to_string(&params).unwrap().contains("precision"));
+        params.precision = nets::Precision::Bf16;
+        assert!(serde_json::to_string(&params).unwrap().contains(r#""precision":"bf16""#));
+    }
+}

@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use candle_core::{
     CudaDevice, CudaStorage, Layout, Result, bail,
     cuda_backend::{
-        CudaDType, CudaFunc, WrapErr as _,
+        CudaDType, WrapErr as _,
         cudarc::{
-            driver::{CudaSlice, CudaView, LaunchConfig, PushKernelArg as _},
+            driver::{CudaFunction, CudaSlice, CudaView, LaunchConfig, PushKernelArg as _},
             nvrtc::{CompileOptions, compile_ptx_with_opts},
         },
     },
@@ -18,7 +18,7 @@ const SOURCE: &str = include_str!("noise.cu");
 const THREADS: u32 = 256;
 
 /// A kernel by name, compiled at the first call of a process.
-fn kernel(device: &CudaDevice, name: &str) -> Result<CudaFunc> {
+fn kernel(device: &CudaDevice, name: &str) -> Result<CudaFunction> {
     static PTX: OnceLock<std::result::Result<String, String>> = OnceLock::new();
     let ptx = PTX.get_or_init(|| {
         // Every operation rounded on its own, as on the CPU.
@@ -32,7 +32,7 @@ fn kernel(device: &CudaDevice, name: &str) -> Result<CudaFunc> {
         compile_ptx_with_opts(SOURCE, options).map(|ptx| ptx.to_src()).map_err(|error| format!("{error:?}"))
     });
     match ptx {
-        Ok(ptx) => device.get_or_load_custom_func(name, "keyed-noise", ptx),
+        Ok(ptx) => Ok(device.get_or_load_custom_func(name, "keyed-noise", ptx)?.into_cuda_function()),
         Err(error) => bail!("the kernels of noise do not compile (is libnvrtc.so.13 installed?): {error}"),
     }
 }
@@ -80,8 +80,8 @@ fn view<'a>((storage, layout): (&'a CudaStorage, &Layout)) -> Result<CudaView<'a
 pub(super) fn uniform(keys: &[Key], len: usize, device: &CudaDevice) -> Result<CudaStorage> {
     let mut launch = Launch::new(keys, len, device)?;
     if !launch.is_empty() {
-        let kernel = kernel(device, "uniform")?;
-        let mut arguments = kernel.builder();
+        let (stream, kernel) = (device.cuda_stream(), kernel(device, "uniform")?);
+        let mut arguments = stream.launch_builder(&kernel);
         arguments.arg(&launch.words).arg(&launch.images).arg(&launch.len).arg(&mut launch.out);
         // SAFETY: the arguments are the kernel's, and no thread reaches beyond them.
         unsafe { arguments.launch(launch.config) }.w()?;
@@ -99,8 +99,8 @@ pub(super) fn add_normal(
     let device = &x.0.device;
     let (mut launch, x, clip) = (Launch::new(keys, len, device)?, view(x)?, i32::from(clip));
     if !launch.is_empty() {
-        let kernel = kernel(device, "add_normal")?;
-        let mut arguments = kernel.builder();
+        let (stream, kernel) = (device.cuda_stream(), kernel(device, "add_normal")?);
+        let mut arguments = stream.launch_builder(&kernel);
         arguments.arg(&launch.words).arg(&launch.images).arg(&launch.len);
         arguments.arg(&sigma).arg(&clip).arg(&x).arg(&mut launch.out);
         // SAFETY: the arguments are the kernel's, and no thread reaches beyond them.
@@ -119,8 +119,8 @@ pub(super) fn keep_inside(
     let device = &x.0.device;
     let (mut launch, x, upstream) = (Launch::new(keys, len, device)?, view(x)?, view(upstream)?);
     if !launch.is_empty() {
-        let kernel = kernel(device, "keep_inside")?;
-        let mut arguments = kernel.builder();
+        let (stream, kernel) = (device.cuda_stream(), kernel(device, "keep_inside")?);
+        let mut arguments = stream.launch_builder(&kernel);
         arguments.arg(&launch.words).arg(&launch.images).arg(&launch.len);
         arguments.arg(&sigma).arg(&x).arg(&upstream).arg(&mut launch.out);
         // SAFETY: the arguments are the kernel's, and no thread reaches beyond them.

@@ -32,6 +32,7 @@ int main(int, char **argument) {
 "#;
 
 /// The kernels as a program; nothing where there is no C++ compiler.
+#[expect(clippy::print_stderr, reason = "why a test is skipped")]
 fn program(folder: &tempfile::TempDir) -> Option<std::path::PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let (source, program) = (folder.path().join("driver.cpp"), folder.path().join("driver"));
