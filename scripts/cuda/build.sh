@@ -42,11 +42,14 @@ python3 "$scripts/trampolines.py" "$cudarc" "$kernels" "$CUDA_HOME/lib"
 
 export CUDA_PATH=$CUDA_HOME NVCC=$CUDA_HOME/bin/nvcc PATH=$CUDA_HOME/bin:$PATH
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${JOBS:-$(nproc)}
-cargo build --release --locked --jobs "${JOBS:-$(nproc)}" --package stages --features cudnn --bin stages
+# Functions of the same code are folded into one: a twentieth of the program.
+cargo rustc --release --locked --jobs "${JOBS:-$(nproc)}" --package stages --features cudnn --bin stages -- \
+    -C link-arg=-Wl,--icf=all
 
 mkdir -p "$dist"
 strip -o "$dist/stages" "${CARGO_TARGET_DIR:-target}/release/stages"
 for program in sample finetune fit attack theory report gpu-check; do
     ln -sfn stages "$dist/$program"
 done
+"$dist/attack" --version >/dev/null || fail "the programs do not start"
 du -shc "$dist"/*

@@ -197,6 +197,8 @@ fn transforms(device: &Device, each: &mut dyn FnMut(Check)) -> Result<()> {
 /// The logits and the gradient query of an untrained network in every precision.
 ///
 /// Where a value near zero has another sign, a ReLU passes another gradient: the gradient's check is the median image's.
+/// Winners that change places move logits too. The limits have not been tried on a GPU yet: they are meant to find what is
+/// wrong, not what is rounded.
 fn network(spec: &Spec, device: &Device, each: &mut dyn FnMut(Check)) -> Result<()> {
     let graph = spec.graph().map_err(candle_core::Error::wrap)?;
     let weights = weights::initialise(&graph, Key::root(0).phase(Phase::Init))?;
@@ -219,7 +221,7 @@ fn network(spec: &Spec, device: &Device, each: &mut dyn FnMut(Check)) -> Result<
     };
     let [logits, gradient] = ask(&Device::Cpu, Precision::F32)?;
     for (precision, near, far) in
-        [(Precision::F32, 1e-3, 1e-2), (Precision::Tf32, 3e-2, 0.3), (Precision::Bf16, 0.2, 1.0)]
+        [(Precision::F32, 5e-3, 5e-2), (Precision::Tf32, 3e-2, 0.3), (Precision::Bf16, 0.2, 1.0)]
     {
         if !gpu::offers(device, precision) {
             continue;
