@@ -46,9 +46,10 @@ export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${JOBS:-$(npro
 cargo rustc --release --locked --jobs "${JOBS:-$(nproc)}" --package stages --features cudnn --bin stages -- \
     -C link-arg=-Wl,--icf=all
 
+rm -rf "$dist"
 mkdir -p "$dist"
 strip -o "$dist/stages" "${CARGO_TARGET_DIR:-target}/release/stages"
-for program in sample finetune fit attack theory report gpu-check; do
+for program in sample finetune fit attack gpu-check; do
     ln -sfn stages "$dist/$program"
 done
 "$dist/attack" --version >/dev/null || fail "the programs do not start"

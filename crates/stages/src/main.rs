@@ -1,4 +1,4 @@
-//! Every stage in one program, told apart by the name it is called by: `attack` is a link to it.
+//! The stages up to the votes in one program, told apart by the name it is called by: `attack` is a link to it.
 //!
 //! A GPU build of each stage would hold the network code and the kernels once more.
 
@@ -13,9 +13,7 @@ use stage::{Exit, Stage};
 use stage_attack::Attack;
 use stage_finetune::Finetune;
 use stage_fit::Fit;
-use stage_report::Report;
 use stage_sample::Sample;
-use stage_theory::Theory;
 
 fn main() -> ExitCode {
     let called = env::args_os().next().unwrap_or_default();
@@ -25,12 +23,10 @@ fn main() -> ExitCode {
         Finetune::NAME => stage::main::<Finetune>(),
         Fit::NAME => stage::main::<Fit>(),
         Attack::NAME => stage::main::<Attack>(),
-        Theory::NAME => stage::main::<Theory>(),
-        Report::NAME => stage::main::<Report>(),
         "gpu-check" => gpu_check::main(),
         name => {
-            let stages = [Sample::NAME, Finetune::NAME, Fit::NAME, Attack::NAME, Theory::NAME, Report::NAME].join(", ");
-            let _ = writeln!(io::stderr(), "{name}: call this program by the name of a stage: {stages}");
+            let stages = [Sample::NAME, Finetune::NAME, Fit::NAME, Attack::NAME].join(", ");
+            let _ = writeln!(io::stderr(), "{name}: call this program by one of these names: {stages}, gpu-check");
             Exit::Usage.into()
         }
     }
