@@ -21,13 +21,13 @@ PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-ifneq ($(filter-out help build test lint bench bench-torch inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
 	@$(PLAN)
 
-.PHONY: all figures build test lint bench bench-torch inspect verify cost list gc clean help $(PIPELINES)
+.PHONY: all figures build test lint bench bench-torch cuda gpu-check inspect verify cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
@@ -55,6 +55,13 @@ bench: build ## how fast: gradient queries, forward passes, votes, training; and
 
 bench-torch: build ## the same beside PyTorch's, to data/report/bench; QUICK=1: in five minutes
 	@$(BENCH) --torch $(PYTHON) --out data/report/bench
+
+cuda: ## programs for a GPU into dist/cuda; needs neither GPU nor CUDA here
+	@scripts/cuda/build.sh
+
+gpu-check: ## where there is a GPU: dist/cuda beside the CPU and PyTorch, to data/report/gpu-check
+	@test -x dist/cuda/gpu-check || { echo 'make: no dist/cuda/gpu-check: run make cuda, here or on another machine' >&2; exit 1; }
+	@dist/cuda/gpu-check --torch $(PYTHON)
 
 inspect: build ## what an artifact holds and where it came from: make inspect A=data/attack/.../part-0-of-1.parquet
 	@$(BIN)/inspect $(or $(A),$(error name the artifact: make inspect A=data/attack/.../part-0-of-1.parquet))

@@ -370,7 +370,9 @@ impl Victim<'_> {
     /// Logits of one batch, one draw per image.
     fn forward(&self, x: &Tensor, draws: &[Key]) -> Result<Tensor> {
         let (defense, net) = split(draws);
-        self.net.logits(&self.defense.apply(x, &defense)?.to_device(self.net.device())?, &net)
+        // Where a device draws noise itself, the images go there first.
+        let x = x.to_device(self.net.device())?;
+        self.net.logits(&self.defense.apply(&x, &defense)?, &net)
     }
 
     /// Adds up every draw's gradient in the order of draws, at most `batch` draws at a time.
@@ -386,9 +388,9 @@ impl Victim<'_> {
         mut upstream: impl FnMut(&[Draw], &[f64]) -> Vec<Upstream>,
     ) -> Result<()> {
         for chunk in Draw::all(keys, draws).chunks(batch) {
-            let images = Draw::images(x, chunk)?;
+            let images = Draw::images(x, chunk)?.to_device(self.net.device())?;
             let (defense, net) = split(&Draw::keys(chunk));
-            let defended = self.defense.apply(&images, &defense)?.to_device(self.net.device())?;
+            let defended = self.defense.apply(&images, &defense)?;
             let mut upstreams = Vec::new();
             let above = self.net.input_gradient(&defended, &net, &mut |logits| {
                 upstreams = upstream(chunk, &host(logits)?);
@@ -400,7 +402,7 @@ impl Victim<'_> {
             if upstreams.len() != chunk.len() {
                 bail!("the network did not ask for the gradient at its logits")
             }
-            let below = pullback(self.defense, &images, &defense, &above.to_device(images.device())?)?;
+            let below = pullback(self.defense, &images, &defense, &above)?;
             add(sums, chunk, &upstreams, &host(&below)?);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Gaussian noise on every pixel.
 
-use game::{Entry, Gradient, Key, vectorised};
+use candle_core::{Result, Tensor};
+use game::{Defense, Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
@@ -85,4 +86,49 @@ impl Kernel for GaussianNoise {
     }
 }
 
-kernel::defense!(GaussianNoise);
+impl Defense for GaussianNoise {
+    fn apply(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
+        if gpu::noise::takes(x) {
+            return gpu::noise::add_normal(x, keys, self.sigma as f32, self.clip);
+        }
+        kernel::forward(self, x, keys)
+    }
+
+    fn gradient(&self) -> Gradient {
+        self.gradient
+    }
+
+    fn exact_pullback(&self, x: &Tensor, keys: &[Key], upstream: &Tensor) -> Result<Tensor> {
+        if self.clip && gpu::noise::takes(x) {
+            return gpu::noise::keep_inside(x, keys, self.sigma as f32, upstream);
+        }
+        kernel::backward(self, x, keys, upstream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_gpus_way_gives_the_same_bits_where_the_cpu_goes_it() {
+        let mut pixels = vec![0.0; 2 * 3 * 50 * 41];
+        Key::root(1).fill_uniform(&mut pixels);
+        let x = Tensor::from_vec(pixels, (2, 3, 50, 41), &Device::Cpu).unwrap();
+        let (keys, above) = ([Key::root(2), Key::root(3)], (&x - 0.5).unwrap());
+        let bits = |x: Tensor| -> Vec<u32> {
+            x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+        };
+        for noise in GaussianNoise::examples() {
+            let sigma = noise.sigma as f32;
+            let ours = noise.apply(&x, &keys).unwrap();
+            assert_eq!(bits(ours), bits(gpu::noise::add_normal(&x, &keys, sigma, noise.clip).unwrap()));
+            if noise.clip {
+                let ours = noise.exact_pullback(&x, &keys, &above).unwrap();
+                assert_eq!(bits(ours), bits(gpu::noise::keep_inside(&x, &keys, sigma, &above).unwrap()));
+            }
+        }
+    }
+}

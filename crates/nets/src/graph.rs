@@ -178,6 +178,22 @@ impl Graph {
         self.nodes.iter().any(|node| matches!(node.op, Op::Prune { .. }))
     }
 
+    /// The numbers that all nodes of one image of `height x width` pixels hold together: what a gradient query keeps.
+    #[must_use]
+    pub fn numbers(&self, height: usize, width: usize) -> usize {
+        self.shapes(height, width).iter().map(|shape| shape.iter().product::<usize>()).sum()
+    }
+
+    /// The shape `(c, h, w)` of every node of one image of `height x width` pixels.
+    pub(crate) fn shapes(&self, height: usize, width: usize) -> Vec<[usize; 3]> {
+        let mut shapes: Vec<[usize; 3]> = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let inputs: Vec<[usize; 3]> = node.inputs.iter().map(|&input| shapes[input]).collect();
+            shapes.push(node.op.shape(&inputs, [3, height, width]));
+        }
+        shapes
+    }
+
     /// How many nodes read each node; the logits count as read once.
     #[must_use]
     pub fn readers(&self) -> Vec<usize> {
@@ -202,6 +218,26 @@ impl Conv {
 }
 
 impl Op {
+    /// The shape `(c, h, w)` of what becomes of one image's inputs; `(c, 1, 1)` after the global pool.
+    fn shape(&self, inputs: &[[usize; 3]], image: [usize; 3]) -> [usize; 3] {
+        let [c, h, w] = inputs.first().copied().unwrap_or(image);
+        let windows = |size: usize, kernel: usize, stride: usize| size.saturating_sub(kernel) / stride + 1;
+        match self {
+            Self::Conv(Conv { outputs, kernel: [rows, columns], stride, padding, .. }) => {
+                let (h, w) = (h + padding.top + padding.bottom, w + padding.left + padding.right);
+                [*outputs, windows(h, *rows, *stride), windows(w, *columns, *stride)]
+            }
+            &Self::AveragePool { kernel, stride, padding } | &Self::MaxPool { kernel, stride, padding } => {
+                [c, windows(h + 2 * padding, kernel, stride), windows(w + 2 * padding, kernel, stride)]
+            }
+            Self::Subsample { stride, before, after } => [c + before + after, h.div_ceil(*stride), w.div_ceil(*stride)],
+            Self::Concat => [inputs.iter().map(|input| input[0]).sum(), h, w],
+            Self::GlobalAveragePool => [c, 1, 1],
+            Self::Linear { outputs, .. } => [*outputs, 1, 1],
+            _ => [c, h, w],
+        }
+    }
+
     /// The tensors this operation needs, by name and shape.
     #[must_use]
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {

@@ -16,6 +16,7 @@ pub mod train;
 pub mod weights;
 
 pub use fold::fold;
+pub use gpu::Precision;
 pub use graph::{Conv, Graph, Id, Node, Op, Padding};
 pub use inside::Inside;
 pub use network::Network;

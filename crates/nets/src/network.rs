@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use game::{Classifier, Key};
 
 use crate::{
-    Graph, Op, Weights,
+    Graph, Op, Precision, Weights,
     fold::{fold, get},
     ops::{self, Activation, Affine, Frozen, Window},
     steps::{Step, run, stateless, steps},
@@ -45,6 +45,14 @@ impl Network {
     /// # Errors
     /// If a tensor is missing or of another type than the rest, or cannot be moved to the device.
     pub fn new(graph: &Graph, weights: &Weights, device: &Device) -> Result<Self> {
+        Self::in_precision(graph, weights, device, Precision::F32)
+    }
+
+    /// The same, multiplying in `precision`, which only a GPU offers.
+    ///
+    /// # Errors
+    /// As [`Network::new`]; that the device has no such precision shows when it is asked.
+    pub fn in_precision(graph: &Graph, weights: &Weights, device: &Device, precision: Precision) -> Result<Self> {
         let (graph, weights) = fold(graph, weights)?;
         let dtype = weights.values().next().map_or(DType::F32, Tensor::dtype);
         if let Some((name, other)) = weights.iter().find(|(_, tensor)| tensor.dtype() != dtype) {
@@ -54,7 +62,7 @@ impl Network {
             bail!("networks compute in f32 or f64, not {dtype:?}");
         }
         let steps = steps(&graph, true);
-        let layers = steps.iter().map(|step| Layer::new(step, &weights, device)).collect::<Result<_>>()?;
+        let layers = steps.iter().map(|step| Layer::new(step, &weights, device, precision)).collect::<Result<_>>()?;
         Ok(Self { steps, layers, classes: graph.classes, dtype, device: device.clone() })
     }
 
@@ -66,7 +74,7 @@ impl Network {
 }
 
 impl Layer {
-    fn new(step: &Step, weights: &Weights, device: &Device) -> Result<Self> {
+    fn new(step: &Step, weights: &Weights, device: &Device, precision: Precision) -> Result<Self> {
         let tensor = |name: String| get(weights, &name)?.detach().to_device(device)?.contiguous();
         Ok(match &step.op {
             Op::Conv(conv) => Self::Conv(Frozen {
@@ -74,12 +82,14 @@ impl Layer {
                 bias: conv.bias.then(|| tensor(format!("{}.bias", conv.name))).transpose()?,
                 window: Window { stride: conv.stride, padding: conv.padding, groups: conv.groups },
                 activation: step.activation,
+                precision,
             }),
             Op::Linear { name, .. } => Self::Linear(Frozen {
                 weight: tensor(format!("{name}.weight"))?.unsqueeze(2)?.unsqueeze(3)?,
                 bias: Some(tensor(format!("{name}.bias"))?),
                 window: Window::default(),
                 activation: Activation::None,
+                precision,
             }),
             Op::BatchNorm { name, eps, .. } => {
                 let part = |part: &str| {
@@ -123,5 +133,41 @@ impl Classifier for Network {
             bail!("the network computes in {:?}: convert the images from {:?} first", self.dtype, x.dtype());
         }
         run(&self.steps, x, |index, inputs| self.layers[index].apply(&self.steps[index], inputs, keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use game::Phase;
+
+    use super::*;
+    use crate::{Spec, weights};
+
+    #[test]
+    fn graphs_know_the_shapes_that_their_nodes_have() {
+        let inception = r#"{"name": "inception-v3"}"#;
+        for (spec, side) in [
+            (r#"{"name": "cifar-resnet", "depth": 20, "shortcut": "A"}"#, 32),
+            (r#"{"name": "resnet", "depth": 18}"#, 65),
+            (r#"{"name": "resnet", "depth": 50}"#, 33),
+            (inception, 79),
+        ] {
+            let spec: Spec = serde_json::from_str(spec).unwrap();
+            let graph = spec.graph().unwrap();
+            let weights = weights::initialise(&graph, Key::root(0).phase(Phase::Init)).unwrap();
+            let network = Network::new(&graph, &weights, &Device::Cpu).unwrap();
+            let (folded, _) = fold(&graph, &weights).unwrap();
+            let shapes = folded.shapes(side, side + 2);
+            let x = Tensor::zeros((1, 3, side, side + 2), DType::F32, &Device::Cpu).unwrap();
+            run(&network.steps, &x, |index, inputs| {
+                let (step, out) =
+                    (&network.steps[index], network.layers[index].apply(&network.steps[index], inputs, &[])?);
+                let shape: Vec<usize> = out.dims()[1..].iter().copied().chain([1, 1]).take(3).collect();
+                assert_eq!(shape, shapes[step.output], "{step:?}");
+                Ok(out)
+            })
+            .unwrap();
+            assert!(graph.numbers(side, side) > folded.numbers(side, side));
+        }
     }
 }

@@ -40,6 +40,8 @@ struct Base {
     finetuning: Option<Table>,
     #[serde(default)]
     inside: Option<Value>,
+    #[serde(default)]
+    precision: Option<Value>,
     defense: Table,
     attack: Table,
     goal: Table,
@@ -339,6 +341,7 @@ impl Planner<'_> {
         };
         let optional = [
             ("inside", base.inside),
+            ("precision", base.precision),
             ("detector", base.detector.as_ref().map(detection)),
             ("votes", base.votes.map(Value::Object)),
             ("epoch", base.epoch),
@@ -663,6 +666,7 @@ fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
     stage_attack::Params {
         epoch: attack.epoch,
         inside: None,
+        precision: attack.precision,
         defense: defenses::Identity {}.into(),
         attack: attacks::None {}.into(),
         goal: stage_attack::Goal::Untargeted {},

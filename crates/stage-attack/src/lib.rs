@@ -33,14 +33,14 @@ impl Stage for Attack {
 
     fn run(params: &Params, ctx: &Context, out: &mut Writer<AttackRow>) -> anyhow::Result<()> {
         params.check().map_err(Usage)?;
-        let trained = Trained::open(params.epoch, params.inside.as_ref(), ctx)?;
+        let trained = Trained::open(params.epoch, params.inside.as_ref(), params.precision, ctx)?;
         // The first image tells the size, and with it how many make a batch.
         let Some(first) = images::chunks(ctx, ctx.shard, params.limit, 1)?.next().transpose()? else {
             ctx.announce("no image of the sample belongs to this part");
             return Ok(());
         };
         fits(params, &trained, &first)?;
-        let batch = trained::batch(&first);
+        let batch = trained.batch(&first)?;
         let images = images::count(ctx, ctx.shard, params.limit)?;
         let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
         let detector = Fitted::open(params, &trained, ctx)?;

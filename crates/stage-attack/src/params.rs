@@ -13,6 +13,9 @@ pub struct Params {
     /// Randomness inside the network, put there after training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inside: Option<nets::Inside>,
+    /// In what the network's convolutions multiply; anything but f32 needs a GPU.
+    #[serde(default, skip_serializing_if = "nets::Precision::is_full")]
+    pub precision: nets::Precision,
     /// The defense between the pixels and the network.
     pub defense: defenses::Spec,
     /// The attack.
@@ -147,5 +150,19 @@ impl Params {
             return Err("limit: 0 images leave nothing to attack; leave it out for all".to_owned());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_precision_is_not_written_so_no_address_moves() {
+        let text = r#"{"defense": {"name": "none"}, "attack": {"name": "none"}, "goal": {"name": "untargeted"}}"#;
+        let mut params: Params = serde_json::from_str(text).unwrap();
+        assert!(!serde_json::to_string(&params).unwrap().contains("precision"));
+        params.precision = nets::Precision::Bf16;
+        assert!(serde_json::to_string(&params).unwrap().contains(r#""precision":"bf16""#));
     }
 }

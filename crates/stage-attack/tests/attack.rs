@@ -291,6 +291,8 @@ fn bad_input_gives_one_line_and_the_right_code() {
     refuse("/protocol", json!("paper-text"), &["unknown field `protocol`"]);
     refuse("/vote", json!({}), &["vote"]);
     refuse("/inside", json!({"name": "activation-pruning", "samples": 0}), &["inside", "samples"]);
+    refuse("/precision", json!("tf32"), &["precision", "tf32", "make cuda"]);
+    refuse("/precision", json!("f16"), &["precision", "f16", "bf16"]);
     refuse("/inside", json!({"name": "pruning"}), &["inside", "activation-pruning"]);
     failed(&attempt(&pgd(&[1]), &[sample]), 3, &["finetune", "name one"]);
     failed(&attempt(&pgd(&[1]), &[network]), 3, &["sample"]);

@@ -10,6 +10,7 @@ use std::time::Instant;
 use artifact::{DetectorRow, Shard, Writer};
 use defenses::{Detector, Erosion, MIN_IMAGES, Odds, Statistics};
 use game::{Key, Phase};
+use nets::Precision;
 use serde_json::json;
 use stage::{
     Context, Invalid, Progress, Stage, Unfit, Usage,
@@ -38,13 +39,13 @@ impl Stage for Fit {
         if ctx.shard != Shard::WHOLE {
             return Err(Usage("a fit has no parts: leave --shard out".to_owned()).into());
         }
-        let trained = Trained::open(params.epoch, params.inside.as_ref(), ctx)?;
+        let trained = Trained::open(params.epoch, params.inside.as_ref(), Precision::F32, ctx)?;
         let Some(first) = images::chunks(ctx, Shard::WHOLE, params.limit, 1)?.next().transpose()? else {
             return Err(Unfit("the sample holds no image to fit to".to_owned()).into());
         };
         trained.fits(&first)?;
         let Detector::Odds(odds) = &params.detector;
-        let fit = Job { params, odds, trained: &trained, batch: trained::batch(&first) };
+        let fit = Job { params, odds, trained: &trained, batch: trained.batch(&first)? };
         let statistics = fit.run(ctx)?;
         let untested = statistics.untestable();
         if !untested.is_empty() {

@@ -64,19 +64,34 @@ enum Choice {
 
 impl Choice {
     fn open(self) -> anyhow::Result<Device> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda => Device::new_cuda(0).map_err(|error| {
-                Usage(format!("--device cuda: no GPU in this build or on this machine ({error}); use --device cpu"))
-                    .into()
-            }),
-            Self::Auto => Ok(Device::new_cuda(0).unwrap_or_else(|_| {
-                if candle_core::utils::cuda_is_available() {
+        if self == Self::Cpu {
+            return Ok(Device::Cpu);
+        }
+        match (self, Device::new_cuda(0)) {
+            (_, Ok(device)) => Ok(device),
+            (Self::Cuda, Err(error)) => Err(Usage(refusal(&error)).into()),
+            (_, Err(_)) => {
+                if BUILT_WITH_CUDA {
                     tracing::info!("no GPU on this machine: computing on the CPU");
                 }
-                Device::Cpu
-            })),
+                Ok(Device::Cpu)
+            }
         }
+    }
+}
+
+/// Whether this build can use a GPU at all.
+const BUILT_WITH_CUDA: bool = cfg!(feature = "cuda");
+
+/// Why there is no GPU, and what to do.
+fn refusal(error: &candle_core::Error) -> String {
+    if BUILT_WITH_CUDA {
+        let error = error.to_string().lines().next().unwrap_or_default().to_owned();
+        format!(
+            "--device cuda: no GPU that CUDA 13 can use on this machine ({error}); check nvidia-smi, or use --device cpu"
+        )
+    } else {
+        "--device cuda: this program was built without CUDA; build it with `make cuda`, or use --device cpu".to_owned()
     }
 }
 

@@ -3,9 +3,10 @@
 use artifact::FinetuneRow;
 use candle_core::{DType, Device};
 use game::Classifier;
-use nets::{Graph, Inside, Network, Weights, weights};
+use gpu::Halving;
+use nets::{Graph, Inside, Network, Precision, Weights, weights};
 use serde_json::Value;
-use stage::{Context, Epoch, Invalid, Table, Unfit, images::Images};
+use stage::{Context, Epoch, Invalid, Table, Unfit, Usage, images::Images};
 
 /// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
 const PIXELS: usize = 400_000;
@@ -18,23 +19,29 @@ pub struct Trained {
     pub is_stochastic: bool,
     /// The finetune table.
     pub table: Table<FinetuneRow>,
+    graph: Graph,
 }
 
 impl std::fmt::Debug for Trained {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { network, is_stochastic, table } = self;
+        let Self { network, is_stochastic, table, .. } = self;
         let mut debug = f.debug_struct("Trained");
         debug.field("classes", &network.classes()).field("is_stochastic", is_stochastic).field("table", table).finish()
     }
 }
 
 impl Trained {
-    /// Rebuilds the network of one epoch of the finetune table among the inputs, with `inside` put into it.
+    /// Rebuilds the network of one epoch of the finetune table among the inputs, with `inside` put into it, multiplying in
+    /// `precision`.
     ///
     /// # Errors
-    /// [`Unfit`] if there is no such table or epoch, the table does not name its network, or the weights are not those
+    /// [`Usage`] if the device has no such precision; [`Unfit`] if there is no such table or epoch, the table does not name its network, or the weights are not those
     /// it describes; [`Invalid`] if they are no numbers.
-    pub fn open(epoch: Epoch, inside: Option<&Inside>, ctx: &Context) -> anyhow::Result<Self> {
+    pub fn open(epoch: Epoch, inside: Option<&Inside>, precision: Precision, ctx: &Context) -> anyhow::Result<Self> {
+        if !gpu::offers(&ctx.device, precision) {
+            let text = format!("precision: {} needs a GPU, and a program built with `make cuda`", precision.name());
+            return Err(Usage(format!("{text}; leave it out for f32, which every device has")).into());
+        }
         let table = ctx.table::<FinetuneRow>()?;
         let name = table.parts[0].path.display();
         let model = table.provenance().facts.get("model").cloned().unwrap_or(Value::Null);
@@ -48,7 +55,21 @@ impl Trained {
             *tensor = tensor.to_dtype(DType::F32)?;
         }
         let graph = inside.map_or(graph.clone(), |inside| inside.apply(&graph));
-        Ok(Self { network: executor(&graph, &weights, &ctx.device)?, is_stochastic: graph.is_stochastic(), table })
+        let network = executor_in(&graph, &weights, &ctx.device, precision)?;
+        Ok(Self { network, is_stochastic: graph.is_stochastic(), table, graph })
+    }
+
+    /// How many images of this size to evaluate together: on a GPU as many as its free memory is likely to hold.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn batch(&self, images: &Images) -> candle_core::Result<usize> {
+        let Some(free) = gpu::free(self.network.device())? else { return Ok(batch_of(images.height * images.width)) };
+        // Of each number, the value and a gradient or a copy that waits for it, in f32.
+        let bytes = 8 * self.graph.numbers(images.height, images.width) as u64;
+        let batch = gpu::batch(free, bytes);
+        tracing::info!("{batch} images at a time: {} MiB free, about {} MiB each", free >> 20, bytes.div_ceil(1 << 20));
+        Ok(batch)
     }
 
     /// Checks that labels are classes of the network; warns where their names differ from those of its training images.
@@ -70,26 +91,30 @@ impl Trained {
     }
 }
 
-/// How many images of this size to evaluate together.
-#[must_use]
-pub fn batch(images: &Images) -> usize {
-    batch_of(images.height * images.width)
-}
-
-/// How many images of so many pixels to evaluate together.
+/// How many images of so many pixels to evaluate together, on any device.
 #[must_use]
 pub fn batch_of(pixels: usize) -> usize {
     (PIXELS / pixels.max(1)).clamp(4, 128)
 }
 
-/// What runs frozen networks: the compiled plan on the CPU, autograd elsewhere.
+/// What runs frozen networks: the compiled plan on the CPU; elsewhere autograd, with smaller batches where the device's
+/// memory asks for them.
 ///
 /// # Errors
 /// If a tensor is missing or does not fit, or cannot be moved to the device.
 pub fn executor(graph: &Graph, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
+    executor_in(graph, weights, device, Precision::F32)
+}
+
+fn executor_in(
+    graph: &Graph,
+    weights: &Weights,
+    device: &Device,
+    precision: Precision,
+) -> candle_core::Result<Box<dyn Classifier>> {
     Ok(match device {
         Device::Cpu => Box::new(engine::Plan::new(graph, weights)?),
-        device => Box::new(Network::new(graph, weights, device)?),
+        device => Box::new(Halving::new(Network::in_precision(graph, weights, device, precision)?)),
     })
 }
 

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, S
 use super::{
     Activation, Element, dispatch, kernel, kernel::Geometry, owned, plain, read, same_type, tensor, view, zeros,
 };
-use crate::Padding;
+use crate::{Padding, Precision};
 
 /// How a kernel moves over a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Default for Window {
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
     same_type("convolution", x.dtype(), weight.dtype())?;
     if !x.device().is_cpu() {
-        return plain::conv2d(x, weight, bias, window);
+        return plain::conv2d(x, weight, bias, window, Precision::F32);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
@@ -164,6 +164,8 @@ pub struct Frozen {
     pub window: Window,
     /// Applied last.
     pub activation: Activation,
+    /// Of the products, where a GPU makes them; the CPU's are in the numbers' own type.
+    pub precision: Precision,
 }
 
 impl Frozen {
@@ -174,7 +176,7 @@ impl Frozen {
     pub fn apply(&self, x: &Tensor, y: Option<&Tensor>) -> Result<Tensor> {
         same_type("convolution", x.dtype(), self.weight.dtype())?;
         if !x.device().is_cpu() {
-            let out = plain::conv2d(x, &self.weight, self.bias.as_ref(), self.window)?;
+            let out = plain::conv2d(x, &self.weight, self.bias.as_ref(), self.window, self.precision)?;
             let out = if let Some(y) = y { (out + y)? } else { out };
             return plain::activate(&out, self.activation);
         }

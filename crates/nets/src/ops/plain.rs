@@ -1,12 +1,13 @@
 //! The same operations composed of candle's own, for other devices. Right on every device, and quick on none.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor, bail};
 use game::Key;
 
 use super::{
     Activation, Statistics, Window, dispatch, read,
     volume::{PRUNE_EPS, thresholds, uniform},
 };
+use crate::{Padding, Precision};
 
 pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
@@ -28,17 +29,41 @@ fn every(x: &Tensor, dim: usize, start: usize, stride: usize, count: usize) -> R
     x.contiguous()?.index_select(&Tensor::new(indices, x.device())?, dim)
 }
 
-pub(super) fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
+pub(super) fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    window: Window,
+    precision: Precision,
+) -> Result<Tensor> {
+    let out = if gpu::takes(x) {
+        by_gpu(x, weight, window, precision)?
+    } else if precision.is_full() {
+        by_candle(x, weight, window)?
+    } else {
+        bail!("convolutions in {} need a GPU and a build with cuDNN", precision.name())
+    };
+    match bias {
+        Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        None => Ok(out),
+    }
+}
+
+fn by_gpu(x: &Tensor, weight: &Tensor, window: Window, precision: Precision) -> Result<Tensor> {
+    let Padding { top, bottom, left, right } = window.padding;
+    // cuDNN pads opposite sides alike: what one side has more is put there before.
+    let [rows, columns] = [top.min(bottom), left.min(right)];
+    let x = x.pad_with_zeros(2, top - rows, bottom - rows)?.pad_with_zeros(3, left - columns, right - columns)?;
+    gpu::conv2d(&x, weight, [rows, columns], window.stride, window.groups, precision)
+}
+
+fn by_candle(x: &Tensor, weight: &Tensor, window: Window) -> Result<Tensor> {
     let Window { stride, padding, groups } = window;
     let x = x.pad_with_zeros(2, padding.top, padding.bottom)?.pad_with_zeros(3, padding.left, padding.right)?;
     // Candle's backward pass takes the input's size for the one that the output's suggests: cut what no window reads.
     let read = |size: usize, kernel: usize| (size - kernel) / stride * stride + kernel;
     let x = x.narrow(2, 0, read(x.dim(2)?, weight.dim(2)?))?.narrow(3, 0, read(x.dim(3)?, weight.dim(3)?))?;
-    let out = x.contiguous()?.conv2d(weight, 0, stride, 1, groups)?;
-    match bias {
-        Some(bias) => out.broadcast_add(&bias.reshape((1, (), 1, 1))?),
-        None => Ok(out),
-    }
+    x.contiguous()?.conv2d(weight, 0, stride, 1, groups)
 }
 
 pub(super) fn max_pool(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
@@ -100,7 +125,11 @@ pub(super) fn keep_largest(x: &Tensor, winners: usize) -> Result<Tensor> {
 
 pub(super) fn prune(x: &Tensor, samples: f64, keys: &[Key]) -> Result<Tensor> {
     let image = x.dims()[1..].iter().product::<usize>();
-    let uniform = Tensor::from_vec(uniform(keys, image), x.shape(), x.device())?.to_dtype(x.dtype())?;
+    let uniform = if gpu::noise::takes(x) {
+        gpu::noise::uniform_like(x, keys)?
+    } else {
+        Tensor::from_vec(uniform(keys, image), x.shape(), x.device())?.to_dtype(x.dtype())?
+    };
     let magnitude = x.abs()?;
     let sum = sum_images(&magnitude)?;
     // Where all are zero the sum is taken for one, and none is kept.
@@ -141,7 +170,7 @@ mod tests {
     use game::Key;
 
     use super::*;
-    use crate::{Padding, ops};
+    use crate::ops;
 
     fn random(seed: u64, shape: &[usize]) -> Tensor {
         let mut values = vec![0.0; shape.iter().product()];
@@ -182,10 +211,17 @@ mod tests {
             let window = Window { stride, padding, groups };
             for kernel in [[3, 3], [1, 3], [3, 2]] {
                 let weight = random(2, &[4, 4 / groups, kernel[0], kernel[1]]);
+                let x = random(1, &[2, 4, size[0], size[1]]);
                 agree(
-                    &[random(1, &[2, 4, size[0], size[1]]), weight, random(3, &[4])],
-                    |a| conv2d(&a[0], &a[1], Some(&a[2]), window),
+                    &[x.clone(), weight.clone(), random(3, &[4])],
+                    |a| conv2d(&a[0], &a[1], Some(&a[2]), window, Precision::F32),
                     |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window),
+                );
+                // The GPU's way, as its reference on the CPU computes it.
+                agree(
+                    &[x, weight],
+                    |a| by_gpu(&a[0], &a[1], window, Precision::F32),
+                    |a| ops::conv2d(&a[0], &a[1], None, window),
                 );
             }
         }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use game::{Classifier, Key};
 use nets::{
-    Network, Padding, Trainee,
+    Network, Padding, Precision, Trainee,
     ops::{self, Activation, Frozen, Window},
 };
 
@@ -79,7 +79,13 @@ fn convolutions_of_every_shape_have_right_gradients() {
         check(&what, &[x.clone(), weight.clone()], |a| ops::conv2d(&a[0], &a[1], None, window));
         check(&what, &[x.clone(), weight.clone(), bias.clone()], |a| ops::conv2d(&a[0], &a[1], Some(&a[2]), window));
         for activation in ACTIVATIONS {
-            let frozen = Frozen { weight: weight.clone(), bias: Some(bias.clone()), window, activation };
+            let frozen = Frozen {
+                weight: weight.clone(),
+                bias: Some(bias.clone()),
+                window,
+                activation,
+                precision: Precision::F32,
+            };
             let y = frozen.apply(&x, None).unwrap().zeros_like().unwrap();
             let y = random(4, y.dims());
             check(&what, std::slice::from_ref(&x), |a| frozen.apply(&a[0], None));

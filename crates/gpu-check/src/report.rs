@@ -1,0 +1,158 @@
+//! The table, as Parquet and as Markdown.
+
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+
+use artifact::{BenchRow, Provenance, Shard, Writer};
+
+use crate::{
+    check::Check,
+    speed::{Ceilings, Work},
+    torch::Theirs,
+};
+
+/// All that was found.
+#[derive(Debug)]
+pub struct Report {
+    /// The GPU's name.
+    pub device: String,
+    pub checks: Vec<Check>,
+    pub ceilings: Ceilings,
+    /// Gradient queries per second.
+    pub ours: Vec<(Work, f64)>,
+    pub theirs: Theirs,
+}
+
+impl Report {
+    /// Whether the GPU computes what the CPU does.
+    pub fn agrees(&self) -> bool {
+        self.checks.iter().all(Check::holds)
+    }
+
+    fn rows(&self) -> Vec<BenchRow> {
+        let row = |&(work, rate): &(Work, f64)| {
+            let (variant, best) = self.theirs.best(&work).unwrap_or(("", f64::NAN));
+            BenchRow {
+                work: format!("gradient {}", work.precision.name()),
+                model: work.model.to_owned(),
+                input: format!("3x{0}x{0}", work.side),
+                batch: work.batch as u32,
+                threads: 0,
+                ours_per_second: rate,
+                torch_best_per_second: best,
+                torch_variant: variant.to_owned(),
+                ratio: rate / best,
+                machine: self.device.clone(),
+            }
+        };
+        self.ours.iter().map(row).collect()
+    }
+
+    /// The page for people.
+    pub fn markdown(&self) -> String {
+        let wrong: Vec<&Check> = self.checks.iter().filter(|check| !check.holds()).collect();
+        let mut page = format!("# {}\n\n{} checks against the CPU", self.device, self.checks.len());
+        let _ = match &wrong[..] {
+            [] => writeln!(page, ": all agree."),
+            wrong => writeln!(page, ": {} do not agree, so no rate below means anything.", wrong.len()),
+        };
+        for check in wrong {
+            let _ = writeln!(page, "- {check}");
+        }
+        let Ceilings { f32, bf16, copy } = self.ceilings;
+        let _ = writeln!(
+            page,
+            "\nAt best: {:.1} TFLOP/s in f32 and {:.1} in bf16 (products of 8192 x 8192 matrices), {:.0} GB/s (a copy, read \
+             and written).\n",
+            f32 * 1e-12,
+            bf16 * 1e-12,
+            copy * 1e-9,
+        );
+        page.push_str("| work | model | input | batch | ours, images per second | PyTorch | variant | ratio |\n");
+        page.push_str("|---|---|---|---|---|---|---|---|\n");
+        for row in self.rows() {
+            let (theirs, ratio) = match row.torch_best_per_second.is_nan() {
+                true => ("none".to_owned(), String::new()),
+                false => (format!("{:.1}", row.torch_best_per_second), format!("{:.2}", row.ratio)),
+            };
+            let _ = writeln!(
+                page,
+                "| {} | {} | {} | {} | {:.1} | {theirs} | {} | {ratio} |",
+                row.work, row.model, row.input, row.batch, row.ours_per_second, row.torch_variant,
+            );
+        }
+        let versions: Vec<String> =
+            self.theirs.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        let _ = writeln!(page, "\n{}", versions.join("; "));
+        for skipped in &self.theirs.skipped {
+            let _ = writeln!(page, "- {skipped}");
+        }
+        page
+    }
+
+    /// Writes both, the Parquet last.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(&self, folder: &Path, page: &str) -> anyhow::Result<()> {
+        artifact::write_atomic(&folder.join("gpu-check.md"), page.as_bytes())?;
+        let mut environment = self.theirs.versions.clone();
+        environment.insert("device".to_owned(), self.device.clone());
+        let checks: Vec<String> = self.checks.iter().map(ToString::to_string).collect();
+        let provenance = Provenance {
+            kind: String::new(),
+            stage: "gpu-check".to_owned(),
+            revision: 1,
+            parameters: serde_json::Value::Null,
+            shard: Shard::WHOLE,
+            inputs: BTreeMap::new(),
+            facts: [("checks".to_owned(), checks.into()), ("agrees".to_owned(), self.agrees().into())].into(),
+            environment,
+        };
+        let mut writer = Writer::<BenchRow>::create(&folder.join("gpu-check.parquet"), provenance)?;
+        writer.push(&self.rows())?;
+        Ok(writer.finish()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nets::Precision;
+
+    use super::*;
+
+    #[test]
+    fn the_report_holds_what_was_found() {
+        let work = Work { model: "resnet-50", side: 224, batch: 64, precision: Precision::Tf32 };
+        let theirs: Theirs = serde_json::from_value(serde_json::json!({
+            "rates": [{"model": "resnet-50", "side": 224, "batch": 64, "precision": "tf32", "variant": "eager", "rate": 50.0}],
+            "skipped": ["compiled: no compiler"], "versions": {"torch": "2.15"},
+        }))
+        .unwrap();
+        let ceilings = Ceilings { f32: 5e13, bf16: 8e14, copy: 2.9e12 };
+        let good = Check { name: "relu".into(), gap: Ok(0.0), limit: 1e-4 };
+        let full = Work { precision: Precision::F32, ..work };
+        let mut report = Report {
+            device: "a GPU".into(),
+            checks: vec![good],
+            ceilings,
+            ours: vec![(work, 100.0), (full, 30.0)],
+            theirs,
+        };
+        let page = report.markdown();
+        for part in [
+            "# a GPU\n\n1 checks against the CPU: all agree.",
+            "| gradient tf32 | resnet-50 | 3x224x224 | 64 | 100.0 | 50.0 | eager | 2.00 |",
+            "| gradient f32 | resnet-50 | 3x224x224 | 64 | 30.0 | none |  |  |",
+            "- compiled: no compiler",
+        ] {
+            assert!(page.contains(part), "{part} in\n{page}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        report.write(folder.path(), &page).unwrap();
+        let (from, rows) = artifact::read::<BenchRow>(&folder.path().join("gpu-check.parquet")).unwrap();
+        assert_eq!((rows.len(), rows[0].ratio, rows[1].ratio.is_nan()), (2, 2.0, true));
+        assert_eq!(from.facts["agrees"], true);
+        report.checks.push(Check { name: "max-pool".into(), gap: Err("lost".into()), limit: 1e-4 });
+        assert!(!report.agrees() && report.markdown().contains("1 do not agree"));
+    }
+}

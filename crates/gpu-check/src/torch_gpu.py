@@ -1,0 +1,69 @@
+"""PyTorch's side: gradient queries per second of each work and variant, as one JSON object.
+
+The argument is JSON: the device, whether to use torch.compile, the seconds of a measurement, and the works (model, side,
+batch). A variant belongs to a precision: f32 without TF32, tf32, or bf16 (automatic mixed precision).
+"""
+
+import json
+import sys
+import time
+
+
+def main(device, compile, seconds, works):
+    import torch
+    import torchvision
+
+    def rate(net, x, above, amp):
+        def query():
+            y = x.detach().requires_grad_()
+            with torch.autocast(device, torch.bfloat16, enabled=amp):
+                logits = net(y)
+            return torch.autograd.grad(logits, y, above.to(logits.dtype))[0]
+
+        wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        for _ in range(3):
+            query()
+        wait()
+        start, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - start < seconds:
+            query()
+            wait()
+            count += 1
+        return count * len(x) / (time.perf_counter() - start)
+
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    rates, skipped = [], []
+    for work in works:
+        model, side, batch = work["model"], work["side"], work["batch"]
+        plain = getattr(torchvision.models, model.replace("-", ""))().eval().requires_grad_(False)
+        net = plain.to(device=device, memory_format=torch.channels_last)
+        x = torch.rand(batch, 3, side, side).to(device=device, memory_format=torch.channels_last)
+        above = torch.ones(batch, 1000, device=device)
+        for precision in ("f32", "tf32", "bf16"):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            for name, make in (("eager", lambda: net), ("compiled", lambda: torch.compile(net))):
+                about = {"model": model, "side": side, "batch": batch, "precision": precision}
+                variant = f"{name}, channels_last, {precision}"
+                if name == "compiled" and not compile:
+                    skipped.append(f"{variant} of {model}: left out")
+                    continue
+                try:
+                    if name == "compiled":
+                        torch._dynamo.reset()
+                    rates.append({**about, "variant": variant, "rate": rate(make(), x, above, precision == "bf16")})
+                except Exception as error:  # A variant that does not run is no variant; the report says why.
+                    skipped.append(f"{variant} of {model}: {str(error).strip().splitlines()[0][:200]}")
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    if device == "cuda":
+        versions |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    return {"rates": rates, "skipped": skipped, "versions": versions}
+
+
+if __name__ == "__main__":
+    answers, sys.stdout = sys.stdout, sys.stderr  # What libraries print is no answer.
+    try:
+        answer = main(**json.loads(sys.argv[1]))
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(answer), file=answers)
