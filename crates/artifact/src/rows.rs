@@ -191,6 +191,18 @@ pub struct BenchRow {
     pub machine: String,
 }
 
+impl BenchRow {
+    /// The row for a JSON file beside the table, by the names of its columns; what is not a number is null.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "work": self.work, "model": self.model, "input": self.input, "batch": self.batch, "threads": self.threads,
+            "ours_per_second": self.ours_per_second, "torch_best_per_second": self.torch_best_per_second,
+            "torch_variant": self.torch_variant, "ratio": self.ratio, "machine": self.machine,
+        })
+    }
+}
+
 /// Where the time went; written beside an artifact, never inside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimingRow {

@@ -218,17 +218,7 @@ impl Report {
     /// Writes everything, the Parquet last.
     pub fn write(&self, folder: &Path, page: &str) -> anyhow::Result<()> {
         let rows = self.rows();
-        let tidy: Vec<Value> = rows
-            .iter()
-            .map(|row| {
-                json!({
-                    "work": row.work, "model": row.model, "input": row.input, "batch": row.batch,
-                    "threads": row.threads, "ours_per_second": row.ours_per_second,
-                    "torch_best_per_second": row.torch_best_per_second, "torch_variant": row.torch_variant,
-                    "ratio": row.ratio, "machine": row.machine,
-                })
-            })
-            .collect();
+        let tidy: Vec<Value> = rows.iter().map(BenchRow::json).collect();
         let rounds = json!({
             "machine": self.machine, "versions": self.versions, "parameters": self.parameters,
             "gemm_multiplications_per_second": self.peaks, "memory": self.memory, "works": self.works,

@@ -89,11 +89,14 @@ impl Report {
         page
     }
 
-    /// Writes both, the Parquet last.
+    /// Writes both, and the rows as JSON, which `plan --cost` takes its rates from; the Parquet last.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn write(&self, folder: &Path, page: &str) -> anyhow::Result<()> {
+        let rows = self.rows();
+        let tidy = serde_json::to_string_pretty(&rows.iter().map(BenchRow::json).collect::<Vec<_>>())? + "\n";
+        artifact::write_atomic(&folder.join("gpu-check.json"), tidy.as_bytes())?;
         artifact::write_atomic(&folder.join("gpu-check.md"), page.as_bytes())?;
         let mut environment = self.theirs.versions.clone();
         environment.insert("device".to_owned(), self.device.clone());
@@ -109,7 +112,7 @@ impl Report {
             environment,
         };
         let mut writer = Writer::<BenchRow>::create(&folder.join("gpu-check.parquet"), provenance)?;
-        writer.push(&self.rows())?;
+        writer.push(&rows)?;
         Ok(writer.finish()?)
     }
 }
@@ -152,6 +155,12 @@ mod tests {
         let (from, rows) = artifact::read::<BenchRow>(&folder.path().join("gpu-check.parquet")).unwrap();
         assert_eq!((rows.len(), rows[0].ratio, rows[1].ratio.is_nan()), (2, 2.0, true));
         assert_eq!(from.facts["agrees"], true);
+        let json = std::fs::read(folder.path().join("gpu-check.json")).unwrap();
+        let json: Vec<serde_json::Value> = serde_json::from_slice(&json).unwrap();
+        assert_eq!(
+            (&json[0]["work"], &json[1]["torch_best_per_second"]),
+            (&"gradient tf32".into(), &serde_json::Value::Null)
+        );
         report.checks.push(Check { name: "max-pool".into(), gap: Err("lost".into()), limit: 1e-4 });
         assert!(!report.agrees() && report.markdown().contains("1 do not agree"));
     }

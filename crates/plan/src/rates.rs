@@ -198,7 +198,9 @@ impl Rates {
 
 /// Adds a row to a machine's rates, which those of another machine make obsolete; rows of other work are passed over.
 fn take(machine: &mut Option<Machine>, row: Row) -> Result<(), String> {
-    let Some(work) = Work::ALL.into_iter().find(|work| work.name() == row.work) else { return Ok(()) };
+    // A GPU's table names the precision too; that of the plans is full.
+    let done = row.work.strip_suffix(" f32").unwrap_or(&row.work);
+    let Some(work) = Work::ALL.into_iter().find(|work| work.name() == done) else { return Ok(()) };
     let Some(per_second) = row.ours_per_second.filter(|rate| *rate > 0.0) else { return Ok(()) };
     let side = row.input.rsplit('x').next().and_then(|side| side.parse().ok());
     let net = side.and_then(|side| Net::named(&row.model, side));
@@ -302,7 +304,13 @@ mod tests {
                 row("votes", "anything", "at all", 1, 1.0, "newer"),
             ]),
             engine(&[row("gradient", "resnet-50", "3x224x224", 4, 40.0, "new")]),
-            ("gpu-check.json", json!([row("logits", "resnet-50", "3x224x224", 0, 3000.0, "GPU")])),
+            (
+                "gpu-check.json",
+                json!([
+                    row("logits f32", "resnet-50", "3x224x224", 0, 3000.0, "GPU"),
+                    row("gradient tf32", "resnet-50", "3x224x224", 0, 2000.0, "GPU"),
+                ]),
+            ),
         ])
         .unwrap();
         let resnet = net(r#"{"name": "resnet", "depth": 50}"#, 224);
