@@ -40,7 +40,7 @@ struct Arguments {
 /// The program's `main`.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = caught(|| match Device::new_cuda(0) {
+    let outcome = caught(|| match gpu::open() {
         Ok(device) => run(&arguments, &device),
         Err(error) => {
             complain(&no_gpu(&error));
