@@ -1,5 +1,7 @@
 //! Convolutions that are asked again and again, of memory that its owner places.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::{DType, Device, Result, bail};
 
 use super::{Order, Problem, Wanted};
@@ -7,11 +9,13 @@ use super::{Order, Problem, Wanted};
 use super::cudnn;
 use crate::kernels::{Call, Parameters, Source, bf16_text, f32_text};
 
-/// Makes [`Prepared`] convolutions of one device, for one thread at a time.
+/// Makes [`Prepared`] convolutions of one device.
 pub struct Convolutions {
     device: Device,
+    /// A handle of cuDNN is one thread's at a time.
+    turn: Arc<Mutex<()>>,
     #[cfg(feature = "cudnn")]
-    cudnn: Option<std::sync::Arc<candle_core::cuda_backend::cudarc::cudnn::Cudnn>>,
+    cudnn: Option<Arc<candle_core::cuda_backend::cudarc::cudnn::Cudnn>>,
 }
 
 /// A convolution or one of its gradients with its algorithm chosen.
@@ -19,8 +23,22 @@ pub struct Prepared {
     problem: Problem,
     wanted: Wanted,
     accumulate: bool,
+    turn: Arc<Mutex<()>>,
     by: By,
 }
+
+// SAFETY: handles and descriptors of cuDNN may be used by any thread, by one at a time: whoever has the turn.
+#[cfg(feature = "cudnn")]
+unsafe impl Send for Convolutions {}
+// SAFETY: as above.
+#[cfg(feature = "cudnn")]
+unsafe impl Sync for Convolutions {}
+// SAFETY: as above.
+#[cfg(feature = "cudnn")]
+unsafe impl Send for Prepared {}
+// SAFETY: as above.
+#[cfg(feature = "cudnn")]
+unsafe impl Sync for Prepared {}
 
 enum By {
     #[cfg(feature = "cudnn")]
@@ -55,6 +73,7 @@ impl Convolutions {
                 Device::Cuda(device) => Some(cudnn::handle(device)?),
                 _ => None,
             },
+            turn: Arc::default(),
             device: device.clone(),
         })
     }
@@ -64,6 +83,7 @@ impl Convolutions {
     /// # Errors
     /// If cuDNN has no algorithm for it, or this build has no cuDNN.
     pub fn prepare(&self, problem: Problem, wanted: Wanted, accumulate: bool) -> Result<Prepared> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let by = match &self.device {
             #[cfg(feature = "cudnn")]
             Device::Cuda(device) => match &self.cudnn {
@@ -73,7 +93,7 @@ impl Convolutions {
             Device::Cpu if wanted != Wanted::W => By::Host,
             device => bail!("there are no prepared convolutions on {device:?}"),
         };
-        Ok(Prepared { problem, wanted, accumulate, by })
+        Ok(Prepared { problem, wanted, accumulate, turn: self.turn.clone(), by })
     }
 }
 
@@ -96,6 +116,7 @@ impl Prepared {
     /// # Safety
     /// The memory there is of the problem's shapes and numbers, and has room for the workspace.
     pub unsafe fn enqueue(&self, operands: [u64; 2], out: u64, workspace: u64) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the caller's.
         unsafe {
             match &self.by {
