@@ -70,17 +70,24 @@ fn run(arguments: &Arguments, device: &Device) -> anyhow::Result<Exit> {
         checks.push(check);
     })?;
     let ceilings = Ceilings::measure(device)?;
-    let mut ours = Vec::new();
+    let (mut ours, mut refused) = (Vec::new(), Vec::new());
     for work in speed::works() {
-        let rate = speed::rate(work, device)?;
-        say(&format!("{work}: {rate:.1} gradient queries per second"));
-        ours.push((work, rate));
+        for (settings, rate) in speed::rates(work, device)? {
+            let way = format!("{work}, {}", speed::name(settings));
+            match rate {
+                Ok(rate) => {
+                    say(&format!("{way}: {:.1} gradient queries per second", rate.gradient));
+                    ours.push(rate);
+                }
+                Err(error) => refused.push(format!("{way}: {error}")),
+            }
+        }
     }
     let theirs = match &arguments.torch {
         Some(python) => torch::measure(python, "cuda", !arguments.no_compile, &speed::works()),
         None => Theirs::absent("not asked for: --torch PYTHON"),
     };
-    let report = Report { device: name, checks, ceilings, ours, theirs };
+    let report = Report { device: name, checks, ceilings, ours, refused, theirs };
     let page = report.markdown();
     say(&page);
     report.write(&arguments.out, &page)?;

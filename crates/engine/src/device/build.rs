@@ -434,11 +434,11 @@ impl Builder<'_> {
     /// The shape of a step's result.
     fn after(&self, step: &Step) -> Result<[usize; 3]> {
         let [c, h, w] = self.shapes[step.input];
-        let windows = |size: usize, kernel: usize, stride: usize, padding: usize| match (size + padding).checked_sub(kernel)
-        {
-            Some(rest) => Ok(rest / stride + 1),
-            None => bail!("images of {:?} pixels are too small for the network", self.ask.size),
-        };
+        let windows =
+            |size: usize, kernel: usize, stride: usize, padding: usize| match (size + padding).checked_sub(kernel) {
+                Some(rest) => Ok(rest / stride + 1),
+                None => bail!("images of {:?} pixels are too small for the network", self.ask.size),
+            };
         Ok(match &step.kind {
             Kind::Dense(Filter { outputs, kernel, stride, padding, .. })
             | Kind::Depthwise(Filter { outputs, kernel, stride, padding, .. }) => [
@@ -481,7 +481,8 @@ impl Builder<'_> {
         let dtype = if wide { DType::F32 } else { DType::BF16 };
         // The logits are made in full precision.
         let tf32 = self.settings.precision == Precision::Tf32 && !is_wide(self.network, &self.network.steps[index]);
-        let op = convolutions.prepare(Problem { geometry, dtype, tf32, order: self.settings.order }, wanted, accumulate)?;
+        let op =
+            convolutions.prepare(Problem { geometry, dtype, tf32, order: self.settings.order }, wanted, accumulate)?;
         self.workspace = self.workspace.max(op.workspace());
         let weights = Operand::Weights(self.constants.weights[index]);
         let operands = match wanted {

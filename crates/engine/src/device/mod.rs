@@ -117,7 +117,10 @@ struct Replayed {
 
 impl std::fmt::Debug for DevicePlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DevicePlan").field("device", &self.device).field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("DevicePlan")
+            .field("device", &self.device)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 

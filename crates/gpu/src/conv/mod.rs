@@ -172,7 +172,10 @@ impl CustomOp2 for Convolution {
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         self.check((a.dtype(), al), (b.dtype(), bl))?;
         let problem = Problem { geometry: self.geometry, dtype: a.dtype(), tf32: self.tf32, order: Order::Nchw };
-        Ok((cudnn::compute(problem, self.wanted, (a, al), (b, bl))?, Shape::from(&self.geometry.shapes(self.wanted)[2])))
+        Ok((
+            cudnn::compute(problem, self.wanted, (a, al), (b, bl))?,
+            Shape::from(&self.geometry.shapes(self.wanted)[2]),
+        ))
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

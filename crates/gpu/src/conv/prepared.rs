@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, bail};
 
-use super::{Order, Problem, Wanted};
 #[cfg(feature = "cudnn")]
 use super::cudnn;
+use super::{Order, Problem, Wanted};
 use crate::kernels::{Call, Parameters, Source, bf16_text, f32_text};
 
 /// Makes [`Prepared`] convolutions of one device.
@@ -147,7 +147,24 @@ impl Prepared {
         let (stride, groups) = (g.stride as u32, g.groups as u32);
         let (nhwc, accumulate) = (u32::from(self.problem.order == Order::Nhwc), u32::from(self.accumulate));
         let parameters = Convolution {
-            x, w, y, out, c, h, width, o, oh, ow, rows, columns, stride, top, left, groups, nhwc, accumulate,
+            x,
+            w,
+            y,
+            out,
+            c,
+            h,
+            width,
+            o,
+            oh,
+            ow,
+            rows,
+            columns,
+            stride,
+            top,
+            left,
+            groups,
+            nhwc,
+            accumulate,
         };
         let threads = g.shapes(self.wanted)[2].iter().product();
         // SAFETY: the caller's.
