@@ -169,9 +169,10 @@ KERNEL(leave, Layer) {
 // From every `stride`-th pixel, `top` and `left` further up, and `before` channels later; zeros where nothing comes from.
 KERNEL(spread, Layer) {
     const Place to = place(p.nhwc, (u32)id, p.oc, p.oh, p.ow);
-    const i64 y = (i64)to.y * p.stride - p.top, x = (i64)to.x * p.stride - p.left, c = (i64)to.c - p.before;
-    const bool inside = y >= 0 && y < p.h && x >= 0 && x < p.w && c >= 0 && c < p.c;
-    OUT[id] = inside ? X[index(p.nhwc, to.n, (u32)c, (u32)y, (u32)x, p.c, p.h, p.w)] : store(0.0f);
+    // What is before the first wraps round to a number that is too large.
+    const u32 y = to.y * p.stride - p.top, x = to.x * p.stride - p.left, c = to.c - p.before;
+    const bool inside = y < p.h && x < p.w && c < p.c;
+    OUT[id] = inside ? X[index(p.nhwc, to.n, c, y, x, p.c, p.h, p.w)] : store(0.0f);
 }
 
 // One of the inputs of a concatenation: from channel `before` on.
@@ -193,30 +194,43 @@ KERNEL(collect, Layer) {
     give(p, id, read ? load(X[from]) : 0.0f);
 }
 
+// The windows of one axis that read place `at`: from `first` to before `end`.
+struct Windows {
+    u32 first, end;
+};
+
+INLINE Windows windows(u32 at, u32 before, u32 size, u32 stride, u32 outputs) {
+    const u32 last = (at + before) / stride + 1;
+    return {at + before < size ? 0 : (at + before - size) / stride + 1, last < outputs ? last : outputs};
+}
+
 // The largest of a window, the first of several, and its place in the window.
 KERNEL(max_pool, Layer) {
     const Place to = place(p.nhwc, (u32)id, p.oc, p.oh, p.ow);
     float best = 0.0f;
     u32 winner = 255;
-    for (u32 i = 0; i < p.rows * p.columns; i++) {
-        const i64 y = (i64)to.y * p.stride + i / p.columns - p.top, x = (i64)to.x * p.stride + i % p.columns - p.left;
-        if (y < 0 || x < 0 || y >= p.h || x >= p.w) continue;
-        const float v = load(X[index(p.nhwc, to.n, to.c, (u32)y, (u32)x, p.c, p.h, p.w)]);
-        if (winner == 255 || v > best || v != v) best = v, winner = i;
-    }
+    for (u32 ky = 0; ky < p.rows; ky++)
+        for (u32 kx = 0; kx < p.columns; kx++) {
+            const u32 y = to.y * p.stride + ky - p.top, x = to.x * p.stride + kx - p.left;
+            if (y >= p.h || x >= p.w) continue;
+            const float v = load(X[index(p.nhwc, to.n, to.c, y, x, p.c, p.h, p.w)]);
+            if (winner == 255 || v > best || v != v) best = v, winner = ky * p.columns + kx;
+        }
     OUT[id] = store(best);
     if (p.bits) p.bits[id] = (u8)winner;
 }
 
 KERNEL(max_pool_back, Layer) {
     const Place at = place(p.nhwc, (u32)id, p.c, p.h, p.w);
+    const Windows rows = windows(at.y, p.top, p.rows, p.stride, p.oh);
+    const Windows columns = windows(at.x, p.left, p.columns, p.stride, p.ow);
     float sum = 0.0f;
-    for (u32 i = 0; i < p.rows * p.columns; i++) {
-        const i64 y = (i64)at.y + p.top - i / p.columns, x = (i64)at.x + p.left - i % p.columns;
-        if (y < 0 || x < 0 || y % p.stride || x % p.stride || y / p.stride >= p.oh || x / p.stride >= p.ow) continue;
-        const u32 from = index(p.nhwc, at.n, at.c, (u32)(y / p.stride), (u32)(x / p.stride), p.oc, p.oh, p.ow);
-        if (p.bits[from] == i) sum += load(X[from]);
-    }
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 x = columns.first; x < columns.end; x++) {
+            const u32 from = index(p.nhwc, at.n, at.c, y, x, p.oc, p.oh, p.ow);
+            const u32 tap = (at.y + p.top - y * p.stride) * p.columns + at.x + p.left - x * p.stride;
+            if (p.bits[from] == tap) sum += load(X[from]);
+        }
     give(p, id, sum);
 }
 
@@ -224,23 +238,26 @@ KERNEL(max_pool_back, Layer) {
 KERNEL(depthwise, Layer) {
     const Place to = place(p.nhwc, (u32)id, p.oc, p.oh, p.ow);
     float sum = 0.0f;
-    for (u32 i = 0; i < p.rows * p.columns; i++) {
-        const i64 y = (i64)to.y * p.stride + i / p.columns - p.top, x = (i64)to.x * p.stride + i % p.columns - p.left;
-        if (y < 0 || x < 0 || y >= p.h || x >= p.w) continue;
-        sum += p.weight[i * p.c + to.c] * load(X[index(p.nhwc, to.n, to.c, (u32)y, (u32)x, p.c, p.h, p.w)]);
-    }
+    for (u32 ky = 0; ky < p.rows; ky++)
+        for (u32 kx = 0; kx < p.columns; kx++) {
+            const u32 y = to.y * p.stride + ky - p.top, x = to.x * p.stride + kx - p.left;
+            if (y >= p.h || x >= p.w) continue;
+            const float weight = p.weight[(ky * p.columns + kx) * p.c + to.c];
+            sum += weight * load(X[index(p.nhwc, to.n, to.c, y, x, p.c, p.h, p.w)]);
+        }
     OUT[id] = store(sum);
 }
 
 KERNEL(depthwise_back, Layer) {
     const Place at = place(p.nhwc, (u32)id, p.c, p.h, p.w);
+    const Windows rows = windows(at.y, p.top, p.rows, p.stride, p.oh);
+    const Windows columns = windows(at.x, p.left, p.columns, p.stride, p.ow);
     float sum = 0.0f;
-    for (u32 i = 0; i < p.rows * p.columns; i++) {
-        const i64 y = (i64)at.y + p.top - i / p.columns, x = (i64)at.x + p.left - i % p.columns;
-        if (y < 0 || x < 0 || y % p.stride || x % p.stride || y / p.stride >= p.oh || x / p.stride >= p.ow) continue;
-        const u32 from = index(p.nhwc, at.n, at.c, (u32)(y / p.stride), (u32)(x / p.stride), p.oc, p.oh, p.ow);
-        sum += p.weight[i * p.c + at.c] * load(X[from]);
-    }
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 x = columns.first; x < columns.end; x++) {
+            const u32 tap = (at.y + p.top - y * p.stride) * p.columns + at.x + p.left - x * p.stride;
+            sum += p.weight[tap * p.c + at.c] * load(X[index(p.nhwc, at.n, at.c, y, x, p.oc, p.oh, p.ow)]);
+        }
     give(p, id, sum);
 }
 

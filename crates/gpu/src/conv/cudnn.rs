@@ -1,6 +1,11 @@
 //! Convolutions by cuDNN.
 
-use std::{cell::RefCell, collections::HashMap, mem::ManuallyDrop, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, hash_map::Entry},
+    mem::ManuallyDrop,
+    sync::Arc,
+};
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Layout, Result, WithDType, bail,
@@ -265,11 +270,12 @@ pub(super) fn compute(
     let device = &a.0.device;
     LIBRARIES.with(|libraries| {
         let mut libraries = libraries.borrow_mut();
-        if !libraries.contains_key(&device.id()) {
-            let library = Library { cudnn: handle(device)?, prepared: HashMap::new(), workspace: None };
-            libraries.insert(device.id(), library);
-        }
-        let Some(library) = libraries.get_mut(&device.id()) else { bail!("cuDNN is lost") };
+        let library = match libraries.entry(device.id()) {
+            Entry::Occupied(library) => library.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(Library { cudnn: handle(device)?, prepared: HashMap::new(), workspace: None })
+            }
+        };
         match problem.dtype {
             DType::F32 => library.compute::<f32>(problem, wanted, device, a, b),
             DType::F64 => library.compute::<f64>(problem, wanted, device, a, b),
@@ -289,10 +295,10 @@ impl Library {
         b: (&CudaStorage, &Layout),
     ) -> Result<CudaStorage> {
         let Self { cudnn, prepared, workspace } = self;
-        if !prepared.contains_key(&(problem, wanted)) {
-            prepared.insert((problem, wanted), Prepared::new(cudnn, &problem, wanted)?);
-        }
-        let Some(op) = prepared.get(&(problem, wanted)) else { bail!("a convolution is lost") };
+        let op = match prepared.entry((problem, wanted)) {
+            Entry::Occupied(op) => op.into_mut(),
+            Entry::Vacant(place) => place.insert(Prepared::new(cudnn, &problem, wanted)?),
+        };
         let operands = [start::<T>(a)?, start::<T>(b)?];
         let len = problem.geometry.shapes(wanted)[2].iter().product();
         // SAFETY: with a second scale of 0 cuDNN writes every element and reads none.

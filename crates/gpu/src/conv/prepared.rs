@@ -42,7 +42,7 @@ unsafe impl Sync for Prepared {}
 
 enum By {
     #[cfg(feature = "cudnn")]
-    Cudnn(candle_core::CudaDevice, cudnn::Prepared),
+    Cudnn(candle_core::CudaDevice, Box<cudnn::Prepared>),
     /// The definition, in tests.
     Host,
 }
@@ -87,7 +87,7 @@ impl Convolutions {
         let by = match &self.device {
             #[cfg(feature = "cudnn")]
             Device::Cuda(device) => match &self.cudnn {
-                Some(cudnn) => By::Cudnn(device.clone(), cudnn::Prepared::new(cudnn, &problem, wanted)?),
+                Some(cudnn) => By::Cudnn(device.clone(), Box::new(cudnn::Prepared::new(cudnn, &problem, wanted)?)),
                 None => bail!("cuDNN is lost"),
             },
             Device::Cpu if wanted != Wanted::W => By::Host,
@@ -100,7 +100,7 @@ impl Convolutions {
 impl Prepared {
     /// Bytes of the workspace.
     #[must_use]
-    pub const fn workspace(&self) -> usize {
+    pub fn workspace(&self) -> usize {
         match &self.by {
             #[cfg(feature = "cudnn")]
             By::Cudnn(_, prepared) => prepared.workspace(),
