@@ -18,7 +18,7 @@ use artifact::{Exit, caught};
 use candle_core::Device;
 use clap::Parser;
 
-use crate::{check::Check, report::Report, speed::Ceilings, torch::Theirs};
+use crate::{check::Check, report::Report, speed::{Ceilings, Work}, torch::Theirs};
 
 /// Checks a GPU against the CPU, then times gradient queries on it.
 ///
@@ -32,6 +32,9 @@ struct Arguments {
     /// Leave out torch.compile.
     #[arg(long)]
     no_compile: bool,
+    /// Time nothing: for a stand-in of a GPU, or a busy one.
+    #[arg(long)]
+    only_checks: bool,
     /// Where `gpu-check.parquet` and `gpu-check.md` go.
     #[arg(long, value_name = "DIR", default_value = "data/report/gpu-check")]
     out: PathBuf,
@@ -69,14 +72,9 @@ fn run(arguments: &Arguments, device: &Device) -> anyhow::Result<Exit> {
         say(&check.to_string());
         checks.push(check);
     })?;
-    let ceilings = Ceilings::measure(device)?;
-    let mut ours = Vec::new();
-    for work in speed::works() {
-        let rate = speed::rate(work, device)?;
-        say(&format!("{work}: {rate:.1} gradient queries per second"));
-        ours.push((work, rate));
-    }
+    let (ceilings, ours) = if arguments.only_checks { (None, Vec::new()) } else { rates(device)? };
     let theirs = match &arguments.torch {
+        _ if arguments.only_checks => Theirs::absent("no rate was asked for: --only-checks"),
         Some(python) => torch::measure(python, "cuda", !arguments.no_compile, &speed::works()),
         None => Theirs::absent("not asked for: --torch PYTHON"),
     };
@@ -85,6 +83,18 @@ fn run(arguments: &Arguments, device: &Device) -> anyhow::Result<Exit> {
     say(&page);
     report.write(&arguments.out, &page)?;
     Ok(if report.agrees() { Exit::Done } else { Exit::Failed })
+}
+
+/// What the device can do at best, and how many gradient queries it answers.
+fn rates(device: &Device) -> anyhow::Result<(Option<Ceilings>, Vec<(Work, f64)>)> {
+    let ceilings = Ceilings::measure(device)?;
+    let mut ours = Vec::new();
+    for work in speed::works() {
+        let rate = speed::rate(work, device)?;
+        say(&format!("{work}: {rate:.1} gradient queries per second"));
+        ours.push((work, rate));
+    }
+    Ok((Some(ceilings), ours))
 }
 
 #[expect(clippy::print_stdout, reason = "what was asked for")]
