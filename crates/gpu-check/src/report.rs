@@ -16,7 +16,8 @@ pub struct Report {
     /// The GPU's name.
     pub device: String,
     pub checks: Vec<Check>,
-    pub ceilings: Ceilings,
+    /// None where nothing was timed.
+    pub ceilings: Option<Ceilings>,
     pub ours: Vec<Rate>,
     /// Ways that the device could not go, and why.
     pub refused: Vec<String>,
@@ -91,7 +92,19 @@ impl Report {
         for check in wrong {
             let _ = writeln!(page, "- {check}");
         }
-        let Ceilings { f32, bf16, copy } = self.ceilings;
+        if let Some(ceilings) = self.ceilings {
+            self.rates(ceilings, &mut page);
+        }
+        let versions: Vec<String> =
+            self.theirs.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        let _ = writeln!(page, "\n{}", versions.join("; "));
+        for skipped in &self.theirs.skipped {
+            let _ = writeln!(page, "- {skipped}");
+        }
+        page
+    }
+
+    fn rates(&self, Ceilings { f32, bf16, copy }: Ceilings, page: &mut String) {
         let _ = writeln!(
             page,
             "\nAt best: {:.1} TFLOP/s in f32 and {:.1} in bf16 (products of 8192 x 8192 matrices), {:.0} GB/s (a copy, read \
@@ -126,13 +139,6 @@ impl Report {
         for refused in &self.refused {
             let _ = writeln!(page, "- {refused}");
         }
-        let versions: Vec<String> =
-            self.theirs.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-        let _ = writeln!(page, "\n{}", versions.join("; "));
-        for skipped in &self.theirs.skipped {
-            let _ = writeln!(page, "- {skipped}");
-        }
-        page
     }
 
     /// Writes both, and the rows as JSON, which `plan --cost` takes its rates from; the Parquet last.
@@ -191,7 +197,7 @@ mod tests {
         let mut report = Report {
             device: "a GPU".into(),
             checks: vec![good],
-            ceilings,
+            ceilings: Some(ceilings),
             ours: vec![rate(work, 100.0), rate(full, 30.0), slower, faster],
             refused: vec!["NHWC: no algorithm".into()],
             theirs,
@@ -222,5 +228,8 @@ mod tests {
         );
         report.checks.push(Check { name: "max-pool".into(), gap: Err("lost".into()), limit: 1e-4 });
         assert!(!report.agrees() && report.markdown().contains("1 do not agree"));
+        (report.ceilings, report.ours) = (None, Vec::new());
+        let page = report.markdown();
+        assert!(!page.contains("TFLOP") && !page.contains("| model |"), "{page}");
     }
 }
