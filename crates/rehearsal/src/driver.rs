@@ -425,6 +425,15 @@ lacking!(
     cuMemcpy2DAsync_v2
 );
 
+/// NVRTC asks for a table of functions that is nowhere documented, and does without it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuGetExportTable(to: *mut usize, _of: *const [u8; 16]) -> u32 {
+    trace("cuGetExportTable");
+    // SAFETY: the caller's room for a pointer.
+    unsafe { to.write(0) };
+    NOT_FOUND
+}
+
 /// The name of a code.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorName(code: u32, to: *mut *const c_char) -> u32 {
