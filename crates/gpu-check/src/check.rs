@@ -7,7 +7,7 @@ use engine::{DevicePlan, Settings};
 use game::{Classifier, Gradient, Key, Phase};
 use gpu::Order;
 use nets::{
-    Network, Padding, Precision, Spec,
+    Network, Op, Padding, Precision, Spec,
     ops::{self, Activation, Window},
     weights,
 };
@@ -196,15 +196,14 @@ fn transforms(device: &Device, each: &mut dyn FnMut(Check)) -> Result<()> {
     Ok(())
 }
 
-/// How far logits may be from the CPU's, and the median image's gradient.
-///
-/// TF32 has 10 bits of mantissa, bfloat16 has 7. The limits have not been tried on a GPU yet: they are meant to find what is
-/// wrong, not what is rounded.
+/// How far logits may be from the CPU's, and the median image's gradient: some times what was seen where factors are rounded
+/// as by a GPU's matrix units, to the 10 bits of TF32 or the 7 of bf16 (2e-6 and 4e-3 in f32, 2e-3 and 0.13 in TF32, 1e-2 and
+/// 0.4 in bf16).
 const fn limits(precision: Precision) -> (f64, f64) {
     match precision {
-        Precision::F32 => (5e-3, 5e-2),
-        Precision::Tf32 => (3e-2, 0.3),
-        Precision::Bf16 => (0.2, 1.0),
+        Precision::F32 => (1e-4, 5e-2),
+        Precision::Tf32 => (1e-2, 0.5),
+        Precision::Bf16 => (5e-2, 1.5),
     }
 }
 
@@ -212,7 +211,7 @@ const fn limits(precision: Precision) -> (f64, f64) {
 /// training uses.
 ///
 /// Where a value near zero has another sign, a ReLU passes another gradient: the gradient's check is the median image's.
-/// Winners that change places move logits too.
+/// Winners that change places move logits too, so a network of winners is compared in f32 alone.
 fn network(spec: &Spec, device: &Device, each: &mut dyn FnMut(Check)) -> Result<()> {
     let graph = spec.graph().map_err(candle_core::Error::wrap)?;
     let weights = weights::initialise(&graph, Key::root(0).phase(Phase::Init))?;
@@ -250,7 +249,11 @@ fn network(spec: &Spec, device: &Device, each: &mut dyn FnMut(Check)) -> Result<
     if !gpu::plans(device) && !gpu::kernels::run_at(device) {
         return Ok(());
     }
+    let jumps = graph.nodes.iter().any(|node| matches!(node.op, Op::KeepLargest { .. }));
     for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+        if jumps && !precision.is_full() {
+            continue;
+        }
         for order in [Order::Nchw, Order::Nhwc] {
             let name = format!("{spec} in {}, {order:?}", precision.name());
             let settings = Settings { precision, order, graphs: true };
