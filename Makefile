@@ -15,19 +15,21 @@ MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 export RAYON_NUM_THREADS
+# The commands that need a device are told which; the others read this variable too, and must not ask for a GPU.
+unexport DEVICE
 
 FILES     := $(sort $(wildcard pipelines/*.toml))
 PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
 	@$(PLAN)
 
-.PHONY: all figures build test lint bench bench-torch cuda gpu-check inspect verify cost list gc clean help $(PIPELINES)
+.PHONY: all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
@@ -62,6 +64,10 @@ cuda: ## programs for a GPU into dist/cuda; needs neither GPU nor CUDA here
 gpu-check: ## where there is a GPU: dist/cuda beside the CPU and PyTorch, to data/report/gpu-check
 	@test -x dist/cuda/gpu-check || { echo 'make: no dist/cuda/gpu-check: run make cuda, here or on another machine' >&2; exit 1; }
 	@dist/cuda/gpu-check --torch $(PYTHON)
+
+gpu-rehearsal: ## dist/cuda beside the CPU where there is no GPU: CUDA's libraries are a stand-in that computes on the CPU
+	@test -x dist/cuda/gpu-check || { echo 'make: no dist/cuda/gpu-check: run make cuda' >&2; exit 1; }
+	@scripts/cuda/rehearse.sh dist/cuda/gpu-check --only-checks --out data/report/gpu-rehearsal
 
 inspect: build ## what an artifact holds and where it came from: make inspect A=data/attack/.../part-0-of-1.parquet
 	@$(BIN)/inspect $(or $(A),$(error name the artifact: make inspect A=data/attack/.../part-0-of-1.parquet))

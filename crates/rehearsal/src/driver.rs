@@ -173,7 +173,7 @@ driver! {
     fn cuProfilerStop() { Ok(()) }
 
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
-        answer(free, memory::total() - memory::used()[0])?;
+        answer(free, memory::claimed().unwrap_or(memory::total() - memory::used()[0]))?;
         answer(total, memory::total())
     }
     fn cuMemAlloc_v2(to: *mut u64, bytes: usize) {

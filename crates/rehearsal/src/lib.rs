@@ -12,8 +12,9 @@
 //! barrier and every call is done when it returns; the registers a kernel needs; what ptxas makes of the PTX; the numerics
 //! of cuDNN's and cuBLAS's algorithms, which sum in an order of their own.
 //!
-//! Two variables of the environment: `REHEARSAL_MEMORY`, the device's memory in bytes (8 GiB if unset), and
-//! `REHEARSAL_TRACE`, which names every call on stderr.
+//! Variables of the environment: `REHEARSAL_MEMORY`, the device's memory in bytes (8 GiB if unset); `REHEARSAL_CLAIMED`,
+//! how many of them it says are free, so that a batch can be made too large; `REHEARSAL_TRACE`, which names every call on
+//! stderr.
 
 mod blas;
 mod convolution;

@@ -61,6 +61,11 @@ pub fn total() -> usize {
     *TOTAL.get_or_init(|| std::env::var("REHEARSAL_MEMORY").ok().and_then(|text| text.parse().ok()).unwrap_or(8 << 30))
 }
 
+/// Bytes that are said to be free, whatever is: a program that believes it runs out of memory.
+pub fn claimed() -> Option<usize> {
+    std::env::var("REHEARSAL_CLAIMED").ok().and_then(|text| text.parse().ok())
+}
+
 /// Bytes in use now and at most so far.
 pub fn used() -> [usize; 2] {
     let table = table();
