@@ -6,6 +6,7 @@
 mod block_dct;
 mod crop;
 mod dct;
+mod device;
 mod fft;
 mod fourier;
 mod gaussian_blur;
