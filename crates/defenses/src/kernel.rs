@@ -250,12 +250,20 @@ pub trait Kernel: Sync {
     /// Fills `out`, which is zero, with the product of `upstream` and the Jacobian at `x`.
     fn backward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]);
 
-    /// [`forward`](Self::forward) of every image, by kernels on the device.
-    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor>;
+    /// [`forward`](Self::forward) of every image where they are, by kernels there; unless written, on the host.
+    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor>
+    where
+        Self: Sized,
+    {
+        forward_on_host(self, batch)
+    }
 
-    /// [`backward`](Self::backward) of every image, by kernels on the device.
-    fn launch_back(&self, _: &Batch<'_>, _: &Tensor) -> Result<Tensor> {
-        bail!("a defense without derivative: declare it `identity`")
+    /// [`backward`](Self::backward) of every image in the same way.
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> Result<Tensor>
+    where
+        Self: Sized,
+    {
+        backward_on_host(self, batch, upstream)
     }
 }
 
@@ -288,9 +296,11 @@ pub(crate) use defense;
 pub fn forward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
     let shape = shape_of(x, keys)?;
     let output = kernel.output(shape)?;
-    if gpu::noise::takes(x) {
-        return kernel.launch(&Batch { x, keys, shape, output });
-    }
+    let batch = Batch { x, keys, shape, output };
+    if gpu::noise::takes(x) { kernel.launch(&batch) } else { forward_on_host(kernel, &batch) }
+}
+
+fn forward_on_host<K: Kernel>(kernel: &K, &Batch { x, keys, shape, output }: &Batch<'_>) -> Result<Tensor> {
     let host = to_host(x)?;
     match host.dtype() {
         DType::F32 => images::<f32>(&[&host], &[shape], output, keys, x.device(), |ins, key, out| {
@@ -315,9 +325,15 @@ pub fn backward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key], upstream: &Tens
             x.dtype()
         )
     }
-    if gpu::noise::takes(x) {
-        return kernel.launch_back(&Batch { x, keys, shape, output }, upstream);
-    }
+    let batch = Batch { x, keys, shape, output };
+    if gpu::noise::takes(x) { kernel.launch_back(&batch, upstream) } else { backward_on_host(kernel, &batch, upstream) }
+}
+
+fn backward_on_host<K: Kernel>(
+    kernel: &K,
+    &Batch { x, keys, shape, output }: &Batch<'_>,
+    upstream: &Tensor,
+) -> Result<Tensor> {
     let (host, above) = (to_host(x)?, to_host(upstream)?);
     let (both, shapes) = ([&host, &above], [shape, output]);
     match host.dtype() {
