@@ -207,3 +207,17 @@ fn a_defense_without_kernels_leaves_the_device() {
         assert!(ON_HOST.get() > before);
     }
 }
+
+#[test]
+fn distinct_values_are_counted_image_by_image() {
+    // At and beside powers of two; zeros of both signs are one value. More images than tables.
+    let level = |levels: usize, i: usize| match i % levels {
+        0 if i / levels % 2 == 1 => -0.0,
+        rest => rest as f32 / levels as f32,
+    };
+    let pixels = [16, 17, 1, 1024, 1025].iter().flat_map(|&levels| (0..1600).map(move |i| level(levels, i)));
+    let x = Tensor::from_vec(pixels.collect::<Vec<f32>>(), (5, 1, 40, 40), &Device::Cpu).unwrap();
+    let poisson: Spec = serde_json::from_value(json!({"name": "noise-injection", "types": ["poisson"]})).unwrap();
+    let apply = || numbers(&poisson.build().apply(&x, &keys(4, 5)).unwrap());
+    assert!(on_host(apply).is_none_or(|found| found == apply()));
+}
