@@ -1,10 +1,15 @@
 //! Quantisation of the cosine transform of blocks.
 
+use candle_core::{DType, Tensor};
 use game::{Defense, Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
-use crate::dct::{self, LANES, Tile};
+use crate::dct::{self, LANES, Table, Tile};
+use crate::device::{Batch, Dims};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
+
+const SOURCE: Source = crate::device::source!("block_dct");
 
 /// Rounds the coefficients of every 8 x 8 block's cosine transform to multiples of a table, on the scale of `[0, 255]`.
 ///
@@ -63,12 +68,12 @@ vectorised! {
 }
 
 impl BlockDct {
-    /// The factors of a [`dct::turned`] spectrum of pixels in `[0, 1]` before it is rounded, and afterwards.
-    fn factors<F: Pixel>(&self) -> [Tile<F>; 2] {
+    /// The factors of a spectrum of pixels in `[0, 1]` before it is rounded, and afterwards.
+    fn tables<F: Pixel>(&self) -> [Table<F>; 2] {
         let step = |k: usize, l: usize| if k < 4 && l < 4 { self.low } else { self.high };
         let scale = |k: usize, l: usize| dct::SCALE[k] * dct::SCALE[l];
-        let table = |of: &dyn Fn(usize, usize) -> f64| -> Tile<F> {
-            dct::spread(&std::array::from_fn(|k| std::array::from_fn(|l| F::narrow(of(k, l)))))
+        let table = |of: &dyn Fn(usize, usize) -> f64| -> Table<F> {
+            std::array::from_fn(|k| std::array::from_fn(|l| F::narrow(of(k, l))))
         };
         [table(&|k, l| 255.0 * scale(k, l) / step(k, l)), table(&|k, l| step(k, l) * scale(k, l) / 255.0)]
     }
@@ -77,14 +82,44 @@ impl BlockDct {
 impl Kernel for BlockDct {
     fn forward<F: Pixel>(&self, x: &[F], shape: Shape, _: Key, out: &mut Canvas<'_, F>) {
         let out = out.rest();
-        let [before, after] = self.factors();
+        let [before, after] = self.tables().map(|table| dct::spread(&table));
         for (x, out) in x.chunks_exact(shape.area()).zip(out.chunks_exact_mut(shape.area())) {
             quantise(x, shape.height, shape.width, &before, &after, out);
         }
     }
 
     fn backward<F: Pixel>(&self, _: &[F], _: Shape, _: Key, _: &[F], _: &mut [F]) {}
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        let (mut call, shape) = (batch.call(), batch.shape);
+        let to = batch.images(&call, shape)?;
+        let [before, after] = self.tables::<f32>();
+        let blocks = Blocks {
+            from: call.read(batch.x, DType::F32)?,
+            to: to.address,
+            before: call.upload(before.as_flattened())?,
+            after: call.upload(after.as_flattened())?,
+            shape: shape.into(),
+        };
+        let threads = batch.planes() * shape.height.div_ceil(8) * shape.width.div_ceil(8);
+        // SAFETY: tables have 64 numbers, and blocks leave out what is outside a plane.
+        unsafe { call.launch(&SOURCE, "quantise", threads, &blocks)? };
+        Ok(to.tensor())
+    }
 }
+
+/// As `BlockDct` in block_dct.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Blocks {
+    from: u64,
+    to: u64,
+    before: u64,
+    after: u64,
+    shape: Dims,
+}
+// SAFETY: the fields are the kernel's.
+unsafe impl Parameters for Blocks {}
 
 impl Defense for BlockDct {
     fn apply(&self, x: &candle_core::Tensor, keys: &[Key]) -> candle_core::Result<candle_core::Tensor> {

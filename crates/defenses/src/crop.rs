@@ -1,11 +1,15 @@
 //! Random crops: of whole pixels, and between pixels.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use game::{Defense, Entry, Gradient, Key};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Batch, Dims};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
-use crate::resample::{self, Axis, Corner};
+use crate::resample::{self, Axis, Corner, Points, Reading};
+
+const SOURCE: Source = crate::device::source!("crop");
 
 /// Cuts a square of whole pixels from a place drawn uniformly.
 ///
@@ -50,12 +54,30 @@ fn side(size: u64, input: Shape) -> Result<usize> {
     Ok(side)
 }
 
+/// As `Crop` in crop.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Cut {
+    from: u64,
+    to: u64,
+    corners: u64,
+    whole: Dims,
+    square: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Cut {}
+
 impl Crop {
+    /// The row and column of the corner drawn by `key`.
+    fn corner(&self, shape: Shape, key: Key) -> [usize; 2] {
+        let room = |side: usize| (side - self.size as usize) as u64;
+        [kernel::integer(key.at(0), 0, room(shape.height)), kernel::integer(key.at(1), 0, room(shape.width))]
+    }
+
     /// Calls `each` with the first pixel in the image and in the square of every row drawn by `key`.
     fn rows(&self, shape: Shape, key: Key, mut each: impl FnMut(usize, usize, usize)) {
         let size = self.size as usize;
-        let [top, left] = [shape.height, shape.width].map(|side| (side - size) as u64);
-        let (top, left) = (kernel::integer(key.at(0), 0, top), kernel::integer(key.at(1), 0, left));
+        let [top, left] = self.corner(shape, key);
         for c in 0..shape.channels {
             for i in 0..size {
                 each(c * shape.area() + (top + i) * shape.width + left, (c * size + i) * size, size);
@@ -77,6 +99,33 @@ impl Kernel for Crop {
 
     fn backward<F: Pixel>(&self, _: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
         self.rows(shape, key, |to, from, n| out[to..to + n].copy_from_slice(&upstream[from..from + n]));
+    }
+
+    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        self.cut(batch, "crop", batch.x, batch.output)
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> Result<Tensor> {
+        self.cut(batch, "crop_back", upstream, batch.shape)
+    }
+}
+
+impl Crop {
+    /// What a kernel makes of `from`: images of this shape.
+    fn cut(&self, batch: &Batch<'_>, kernel: &str, from: &Tensor, shape: Shape) -> Result<Tensor> {
+        let mut call = batch.call();
+        let to = batch.images(&call, shape)?;
+        let corners = batch.keys.iter().flat_map(|&key| self.corner(batch.shape, key)).map(|at| at as u32);
+        let cut = Cut {
+            from: call.read(from, DType::F32)?,
+            to: to.address,
+            corners: call.upload(&corners.collect::<Vec<u32>>())?,
+            whole: batch.shape.into(),
+            square: batch.output.into(),
+        };
+        // SAFETY: images, squares and corners are one for each key, and squares are inside the images.
+        unsafe { call.launch(&SOURCE, kernel, batch.len(shape), &cut)? };
+        Ok(to.tensor())
     }
 }
 
@@ -136,24 +185,35 @@ impl Entry for CropResize {
 }
 
 /// The points read by a crop of `size` of `side` pixels whose corner is at `start` of the axis.
-fn points(start: f64, size: usize, side: usize) -> Axis {
+fn points(start: f64, size: usize, side: usize) -> Points {
     let last = (side - 1) as f64;
     let share = size as f64 / side as f64;
-    let point = |i: usize| match size {
-        1 => (start + share / 2.0) * last,
-        _ => start * last + i as f64 * share * last / (size - 1) as f64,
-    };
-    Axis::new((0..size).map(point), side)
+    match size {
+        1 => Points { start: (start + share / 2.0) * last, step: 0.0, ..Points::default() },
+        _ => Points { step: share, length: last, parts: (size - 1) as f64, start: start * last, ..Points::default() },
+    }
 }
 
 impl CropResize {
-    /// The axes of the crop drawn by `key`.
-    fn drawn(&self, shape: Shape, key: Key) -> [Axis; 2] {
+    /// The points of the crop drawn by `key`, of rows and of columns.
+    fn points(&self, shape: Shape, key: Key) -> [Points; 2] {
         let size = self.size as usize;
         [(0, shape.height), (1, shape.width)].map(|(axis, side)| {
             let start = key.at(axis).uniform(0.0, (side - size) as f64 / side as f64);
             points(start, size, side)
         })
+    }
+
+    /// The axes of the crop drawn by `key`.
+    fn drawn(&self, shape: Shape, key: Key) -> [Axis; 2] {
+        let [rows, columns] = self.points(shape, key);
+        [Axis::new(rows, self.size as usize, shape.height), Axis::new(columns, self.size as usize, shape.width)]
+    }
+
+    /// How each image is read.
+    fn readings(&self, batch: &Batch<'_>) -> Vec<Reading> {
+        let (square, keys) = (self.square(batch.shape), batch.keys.iter());
+        keys.map(|&key| Reading::new(self.points(batch.shape, key), [square.height, square.width], ORIGIN)).collect()
     }
 
     /// The crop's shape.
@@ -191,6 +251,24 @@ impl Kernel for CropResize {
         resample::resize_back(upstream, square, resample::Sampling::Asymmetric, self.resize as usize, &mut crop);
         resample::scatter(&crop, square, ORIGIN, [&rows, &columns], out, shape);
     }
+
+    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        let (square, readings) = (self.square(batch.shape), self.readings(batch));
+        let crop = resample::sample_at(batch.x, batch.shape, square, &readings, 0.0)?;
+        if self.resize == 0 {
+            return Ok(crop);
+        }
+        resample::resize_at(&crop, square, resample::Sampling::Asymmetric, self.resize as usize)
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> Result<Tensor> {
+        let (square, readings) = (self.square(batch.shape), self.readings(batch));
+        if self.resize == 0 {
+            return resample::gather_at(upstream, square, batch.shape, &readings);
+        }
+        let crop = resample::resize_back_at(upstream, square, resample::Sampling::Asymmetric, self.resize as usize)?;
+        resample::gather_at(&crop, square, batch.shape, &readings)
+    }
 }
 
 kernel::defense!(CropResize);
@@ -205,7 +283,7 @@ mod tests {
         for case in golden::cases("crop-resize") {
             let (shape, size) = (case.shape(), case.params["size"][0] as usize);
             let [rows, columns] = [(0, shape.height), (1, shape.width)]
-                .map(|(axis, side)| points(case.params["start"][axis], size, side));
+                .map(|(axis, side)| Axis::new(points(case.params["start"][axis], size, side), size, side));
             let square = Shape { height: size, width: size, ..shape };
             let (mut out, mut back) = (vec![0.0; case.output.len()], vec![0.0; case.image.len()]);
             resample::sample(&case.image, shape, [&rows, &columns], &mut out, square, ORIGIN);

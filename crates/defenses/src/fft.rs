@@ -1,13 +1,19 @@
 //! Perturbation of the Fourier coefficients.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::{DType, Tensor};
 use game::{Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Batch, Dims};
 use crate::fourier::{self, LANES, Lanes, Plan, Square};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::scratch::Scratch;
+
+const SOURCE: Source = crate::device::source!("fft");
 
 /// Which coefficients a fraction `f` removes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,21 +82,24 @@ impl Entry for Fft {
 }
 
 impl Band {
+    /// The frequencies of an axis of `n` that are removed.
+    fn removed(self, fraction: f64, n: usize) -> Range<usize> {
+        let size = n as f64;
+        let (from, to) = match self {
+            Self::AsCoded => ((size * fraction) as usize, (size * (1.0 - fraction)) as usize),
+            Self::Corrected => {
+                // Those above, counted from either end.
+                let highest = ((1.0 - fraction).sqrt() * size / 2.0) as usize;
+                (highest + 1, n - highest)
+            }
+        };
+        from.min(to)..to
+    }
+
     /// For each frequency of an axis of `n`, 1 if it stays and 0 if not.
     fn kept<F: Pixel>(self, fraction: f64, n: usize) -> Vec<F> {
-        let size = n as f64;
         let mut kept = vec![F::one(); n];
-        match self {
-            Self::AsCoded => {
-                let (from, to) = ((size * fraction) as usize, (size * (1.0 - fraction)) as usize);
-                kept[from.min(to)..to].fill(F::zero());
-            }
-            Self::Corrected => {
-                let highest = (1.0 - fraction).sqrt() * size / 2.0;
-                let removed = (0..n).filter(|&k| k.min(n - k) as f64 > highest);
-                removed.for_each(|k| kept[k] = F::zero());
-            }
-        }
+        kept[self.removed(fraction, n)].fill(F::zero());
         kept
     }
 }
@@ -417,6 +426,113 @@ impl Kernel for Fft {
             .map(|(out, &upstream)| if out.is_inside() { upstream } else { F::zero() })
             .collect();
         self.filter(&unclipped, shape, key, out);
+    }
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        self.filter_at(batch, batch.x, true)
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> candle_core::Result<Tensor> {
+        let filtered = self.filter_at(batch, batch.x, false)?;
+        let mut call = batch.call();
+        let kept = batch.images(&call, batch.shape)?;
+        let inside = Filtering {
+            x: call.read(&filtered, DType::F32)?,
+            upstream: call.read(upstream, DType::F32)?,
+            to: kept.address,
+            ..Filtering::default()
+        };
+        // SAFETY: all three have the images' shape.
+        unsafe { call.launch(&SOURCE, "keep_inside", batch.len(batch.shape), &inside)? };
+        self.filter_at(batch, &kept.tensor(), false)
+    }
+}
+
+/// As `Fft` in fft.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Filtering {
+    x: u64,
+    upstream: u64,
+    to: u64,
+    row_roots: u64,
+    column_roots: u64,
+    rows: u64,
+    columns: u64,
+    field: u64,
+    words: u64,
+    removed: u64,
+    spectrum: u64,
+    other: u64,
+    low: f32,
+    range: f32,
+    scale: f32,
+    clip: u32,
+    half: u32,
+    shape: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Filtering {}
+
+/// How many rows a thread of fft.cu makes.
+const RUN: usize = 4;
+
+/// `exp(2 pi i j / n)` by `j`.
+fn roots(n: usize) -> Vec<f32> {
+    let root = |j: usize| (std::f64::consts::TAU * j as f64 / n as f64).sin_cos();
+    (0..n).map(root).flat_map(|(sin, cos)| [cos as f32, sin as f32]).collect()
+}
+
+impl Fft {
+    /// Filters every channel of every image, on its device.
+    fn filter_at(&self, batch: &Batch<'_>, x: &Tensor, clip: bool) -> candle_core::Result<Tensor> {
+        let (mut call, shape, planes) = (batch.call(), batch.shape, batch.planes());
+        let Shape { height, width, .. } = shape;
+        let half = width / 2 + 1;
+        let complex = |n: usize| call.output(2 * n, DType::F32);
+        let [rows, columns] = [complex(height * height)?, complex(width * width)?];
+        let [spectrum, other] = [complex(planes * height * half)?, complex(planes * height * half)?];
+        let (field, to) = (batch.words(&call, shape.area())?, batch.images(&call, shape)?);
+        let removed = batch.keys.iter().flat_map(|&key| (0..shape.channels).map(move |c| self.fraction(key, c)));
+        let ends = removed.flat_map(|fraction| {
+            let [rows, columns] = [height, width].map(|n| self.band.removed(fraction, n));
+            [rows.start, rows.end, columns.start, columns.end].map(|end| end as u32)
+        });
+        let filtering = Filtering {
+            x: call.read(x, DType::F32)?,
+            upstream: 0,
+            to: to.address,
+            row_roots: call.upload(&roots(height))?,
+            column_roots: call.upload(&roots(width))?,
+            rows: rows.address,
+            columns: columns.address,
+            field: field.address,
+            words: call.upload(&batch.keys.iter().flat_map(|key| key.at(0).words()).collect::<Vec<u32>>())?,
+            removed: call.upload(&ends.collect::<Vec<u32>>())?,
+            spectrum: spectrum.address,
+            other: other.address,
+            low: (1.0 - self.spread) as f32,
+            range: (2.0 * self.spread) as f32,
+            scale: (0.5 / shape.area() as f64) as f32,
+            clip: clip.into(),
+            half: half as u32,
+            shape: shape.into(),
+        };
+        let runs = planes * height.div_ceil(RUN);
+        let kernels = [
+            ("row_matrix", height * height),
+            ("column_matrix", width * width),
+            ("factors", batch.keys.len() * shape.area().div_ceil(4)),
+            ("across", runs * half),
+            ("down", runs * half),
+            ("up", runs * half),
+            ("back", runs * width),
+        ];
+        for (kernel, threads) in kernels {
+            // SAFETY: matrices, field and spectra have room for what the kernels index by `shape` and `half`.
+            unsafe { call.launch(&SOURCE, kernel, threads, &filtering)? };
+        }
+        Ok(to.tensor())
     }
 }
 

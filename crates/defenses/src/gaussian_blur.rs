@@ -1,9 +1,14 @@
 //! Gaussian blur of random width.
 
+use candle_core::{DType, Tensor};
 use game::{Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Batch, Dims};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
+
+const SOURCE: Source = crate::device::source!("gaussian_blur");
 
 /// Blurs with a Gaussian kernel whose size and standard deviation are drawn per image and axis.
 ///
@@ -197,6 +202,65 @@ impl Kernel for GaussianBlur {
 
     fn backward<F: Pixel>(&self, _: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
         transpose(&self.drawn(key), upstream, shape, out);
+    }
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        self.smear(batch, "blur", batch.x, [0, 1])
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> candle_core::Result<Tensor> {
+        self.smear(batch, "blur_back", upstream, [1, 0])
+    }
+}
+
+/// As `Blur` in gaussian_blur.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Smear {
+    from: u64,
+    to: u64,
+    weights: u64,
+    sizes: u64,
+    most: u32,
+    axis: u32,
+    shape: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Smear {}
+
+impl GaussianBlur {
+    /// What a kernel makes of `from`, along one axis after the other.
+    fn smear(
+        &self,
+        batch: &Batch<'_>,
+        kernel: &str,
+        from: &Tensor,
+        [first, second]: [u32; 2],
+    ) -> candle_core::Result<Tensor> {
+        let mut call = batch.call();
+        let (half, to) = (batch.images(&call, batch.shape)?, batch.images(&call, batch.shape)?);
+        let drawn: Vec<Vec<f32>> = batch.keys.iter().flat_map(|&key| self.drawn(key)).collect();
+        let most = drawn.iter().map(Vec::len).max().unwrap_or(0);
+        let mut weights = vec![0.0; drawn.len() * most];
+        for (place, drawn) in weights.chunks_mut(most.max(1)).zip(&drawn) {
+            place[..drawn.len()].copy_from_slice(drawn);
+        }
+        let once = Smear {
+            from: call.read(from, DType::F32)?,
+            to: half.address,
+            weights: call.upload(&weights)?,
+            sizes: call.upload(&drawn.iter().map(|drawn| drawn.len() as u32).collect::<Vec<_>>())?,
+            most: most as u32,
+            axis: first,
+            shape: batch.shape.into(),
+        };
+        let again = Smear { from: half.address, to: to.address, axis: second, ..once };
+        // SAFETY: there are weights for both axes of each image, and kernels read no pixel outside one.
+        unsafe {
+            call.launch(&SOURCE, kernel, batch.len(batch.shape), &once)?;
+            call.launch(&SOURCE, kernel, batch.len(batch.shape), &again)?;
+        }
+        Ok(to.tensor())
     }
 }
 

@@ -1,9 +1,10 @@
 //! Gaussian noise on every pixel.
 
 use candle_core::{Result, Tensor};
-use game::{Defense, Entry, Gradient, Key, vectorised};
+use game::{Entry, Gradient, Key, vectorised};
 use serde::{Deserialize, Serialize};
 
+use crate::device::Batch;
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 
 /// Adds `sigma` times standard normal noise to every channel of every pixel.
@@ -84,31 +85,25 @@ impl Kernel for GaussianNoise {
             keep_inside(&x[i.clone()], z, sigma, &upstream[i.clone()], &mut out[i]);
         });
     }
+
+    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        gpu::noise::add_normal(batch.x, batch.keys, self.sigma as f32, self.clip)
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> Result<Tensor> {
+        if !self.clip {
+            return Ok(upstream.clone());
+        }
+        gpu::noise::keep_inside(batch.x, batch.keys, self.sigma as f32, upstream)
+    }
 }
 
-impl Defense for GaussianNoise {
-    fn apply(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
-        if gpu::noise::takes(x) {
-            return gpu::noise::add_normal(x, keys, self.sigma as f32, self.clip);
-        }
-        kernel::forward(self, x, keys)
-    }
-
-    fn gradient(&self) -> Gradient {
-        self.gradient
-    }
-
-    fn exact_pullback(&self, x: &Tensor, keys: &[Key], upstream: &Tensor) -> Result<Tensor> {
-        if self.clip && gpu::noise::takes(x) {
-            return gpu::noise::keep_inside(x, keys, self.sigma as f32, upstream);
-        }
-        kernel::backward(self, x, keys, upstream)
-    }
-}
+kernel::defense!(GaussianNoise);
 
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
+    use game::Defense as _;
 
     use super::*;
 

@@ -4,12 +4,17 @@
 
 use std::num::Wrapping;
 
+use candle_core::{DType, Tensor};
 use game::{Defense, Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Call, Parameters, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::dct::{self, LANES, Table, Tile};
+use crate::device::{Batch, Dims};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::scratch::Scratch;
+
+const SOURCE: Source = crate::device::source!("jpeg");
 
 /// Compresses as a JPEG file of random quality, and decompresses.
 ///
@@ -378,6 +383,63 @@ impl Kernel for Jpeg {
     }
 
     fn backward<F: Pixel>(&self, _: &[F], _: Shape, _: Key, _: &[F], _: &mut [F]) {}
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        let (mut call, Shape { height, width, .. }) = (batch.call(), batch.shape);
+        let (images, to) = (batch.keys.len(), batch.images(&call, batch.shape)?);
+        let (rows, stride) = (height.div_ceil(2), halved(width));
+        let bytes = call.output(batch.len(batch.shape), DType::U8)?;
+        let small = call.output(images * 2 * rows * stride, DType::U8)?;
+        let quality = |&key| self.quality(key);
+        let tables =
+            batch.keys.iter().map(quality).flat_map(|quality| [steps(&LUMA, quality), steps(&CHROMA, quality)]);
+        let planes = Planes {
+            from: call.read(batch.x, DType::F32)?,
+            to: to.address,
+            bytes: bytes.address,
+            small: small.address,
+            steps: call.upload(tables.collect::<Vec<_>>().as_flattened().as_flattened())?,
+            stride: stride as u32,
+            shape: batch.shape.into(),
+        };
+        let blocks = |height: usize, width: usize| height.div_ceil(8) * width.div_ceil(8);
+        let each = if batch.shape.channels == 3 {
+            vec![
+                ("to_ycc", images * height * width),
+                ("quantise", images * blocks(height, width)),
+                ("halve", images * 2 * rows * stride),
+                ("quantise_small", images * 2 * blocks(rows, stride)),
+                ("to_rgb", images * height * width),
+            ]
+        } else {
+            let all = batch.len(batch.shape);
+            vec![("to_bytes", all), ("quantise", batch.planes() * blocks(height, width)), ("from_bytes", all)]
+        };
+        planes.launch(&call, &each)?;
+        Ok(to.tensor())
+    }
+}
+
+/// As `Jpeg` in jpeg.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Planes {
+    from: u64,
+    to: u64,
+    bytes: u64,
+    small: u64,
+    steps: u64,
+    stride: u32,
+    shape: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Planes {}
+
+impl Planes {
+    fn launch(&self, call: &Call, kernels: &[(&str, usize)]) -> candle_core::Result<()> {
+        // SAFETY: there are two tables for each image, and blocks leave out what is outside a plane.
+        kernels.iter().try_for_each(|&(kernel, threads)| unsafe { call.launch(&SOURCE, kernel, threads, self) })
+    }
 }
 
 impl Defense for Jpeg {

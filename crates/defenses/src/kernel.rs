@@ -6,6 +6,8 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType,
 use game::Key;
 use rayon::prelude::*;
 
+use crate::device::Batch;
+
 /// The numbers a kernel computes with: `f32` in runs, `f64` where tests differentiate by finite differences.
 ///
 /// The conversions are candle's, made to inline into code that is compiled for several instruction sets.
@@ -247,6 +249,22 @@ pub trait Kernel: Sync {
 
     /// Fills `out`, which is zero, with the product of `upstream` and the Jacobian at `x`.
     fn backward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]);
+
+    /// [`forward`](Self::forward) of every image where they are, by kernels there; unless written, on the host.
+    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor>
+    where
+        Self: Sized,
+    {
+        forward_on_host(self, batch)
+    }
+
+    /// [`backward`](Self::backward) of every image in the same way.
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> Result<Tensor>
+    where
+        Self: Sized,
+    {
+        backward_on_host(self, batch, upstream)
+    }
 }
 
 /// Implements [`Defense`](game::Defense) with the kernel and the field `gradient`.
@@ -276,8 +294,14 @@ pub(crate) use defense;
 
 /// Transforms a batch `(n, c, h, w)` of `f32` or `f64`, one key per image.
 pub fn forward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
-    let (shape, host) = unpack(x, keys)?;
+    let shape = shape_of(x, keys)?;
     let output = kernel.output(shape)?;
+    let batch = Batch { x, keys, shape, output };
+    if gpu::noise::takes(x) { kernel.launch(&batch) } else { forward_on_host(kernel, &batch) }
+}
+
+fn forward_on_host<K: Kernel>(kernel: &K, &Batch { x, keys, shape, output }: &Batch<'_>) -> Result<Tensor> {
+    let host = to_host(x)?;
     match host.dtype() {
         DType::F32 => images::<f32>(&[&host], &[shape], output, keys, x.device(), |ins, key, out| {
             kernel.forward(ins[0], shape, key, out);
@@ -291,17 +315,26 @@ pub fn forward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key]) -> Result<Tensor
 
 /// Carries `upstream` `(n, c, h', w')` back through the transformation of `x` `(n, c, h, w)` drawn by `keys`.
 pub fn backward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key], upstream: &Tensor) -> Result<Tensor> {
-    let (shape, host) = unpack(x, keys)?;
-    let (output, above) = unpack(upstream, keys)?;
-    if output != kernel.output(shape)? || above.dtype() != host.dtype() {
+    let (shape, output) = (shape_of(x, keys)?, shape_of(upstream, keys)?);
+    if output != kernel.output(shape)? || upstream.dtype() != x.dtype() {
         bail!(
             "a gradient {:?} ({:?}) does not fit an input {:?} ({:?})",
             upstream.dims(),
-            above.dtype(),
+            upstream.dtype(),
             x.dims(),
             x.dtype()
         )
     }
+    let batch = Batch { x, keys, shape, output };
+    if gpu::noise::takes(x) { kernel.launch_back(&batch, upstream) } else { backward_on_host(kernel, &batch, upstream) }
+}
+
+fn backward_on_host<K: Kernel>(
+    kernel: &K,
+    &Batch { x, keys, shape, output }: &Batch<'_>,
+    upstream: &Tensor,
+) -> Result<Tensor> {
+    let (host, above) = (to_host(x)?, to_host(upstream)?);
     let (both, shapes) = ([&host, &above], [shape, output]);
     match host.dtype() {
         DType::F32 => images::<f32>(&both, &shapes, shape, keys, x.device(), |ins, key, out| {
@@ -314,13 +347,26 @@ pub fn backward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key], upstream: &Tens
     }
 }
 
-/// The shape of each image, and the batch contiguous in host memory.
-fn unpack(x: &Tensor, keys: &[Key]) -> Result<(Shape, Tensor)> {
+/// The shape of each image.
+fn shape_of(x: &Tensor, keys: &[Key]) -> Result<Shape> {
     let (n, channels, height, width) = x.dims4()?;
     if n != keys.len() {
         bail!("{n} images with {} keys: a defense needs one key per image", keys.len())
     }
-    Ok((Shape { channels, height, width }, x.to_device(&Device::Cpu)?.contiguous()?))
+    Ok(Shape { channels, height, width })
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has computed on the host.
+    pub static ON_HOST: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// The batch, contiguous in host memory.
+pub fn to_host(x: &Tensor) -> Result<Tensor> {
+    #[cfg(test)]
+    ON_HOST.set(ON_HOST.get() + 1);
+    x.to_device(&Device::Cpu)?.contiguous()
 }
 
 /// Computes every output image from the same image of every input, in parallel over images.

@@ -2,10 +2,16 @@
 //!
 //! To add one: write its file (parameters, arithmetic, reference, unit test) and name it in the `catalogue!` below. The
 //! parameter files, listings and contract tests take it from there.
+//!
+//! On a GPU a batch of f32 images stays where it is: beside a defense's file stands the text of its kernels (`*.cu`, behind
+//! `common.cu`), compiled at run time, and `device.rs` says how they are launched. Parameters are drawn by the same code as on
+//! the CPU, and the kernels draw the same bits of the same keys. Their tests run them on the host, beside the CPU's code. A
+//! defense without kernels works, too: images come to the host for it, and go back.
 
 mod block_dct;
 mod crop;
 mod dct;
+mod device;
 mod fft;
 mod fourier;
 mod gaussian_blur;

@@ -1,13 +1,18 @@
 //! Median filter of random size.
 
+use candle_core::{DType, Tensor};
 #[cfg(target_arch = "x86_64")]
 use game::InstructionSet;
 use game::{Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Call, Parameters, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Batch, Dims};
 use crate::gaussian_blur::{check_sizes, odd};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::scratch::Scratch;
+
+const SOURCE: Source = crate::device::source!("median_blur");
 
 /// Replaces every pixel by the median of a rectangle whose height and width are drawn per image.
 ///
@@ -19,7 +24,7 @@ use crate::scratch::Scratch;
 /// nowhere where the median is a surrounding zero.
 ///
 /// Pixels are replaced by their ranks in the channel, 16 bits wide; medians of ranks are found bit by bit, for a row of
-/// pixels at a time, by counting the ranks below a bound.
+/// pixels at a time, by counting the ranks below a bound. (A GPU's threads bisect the values themselves.)
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MedianBlur {
@@ -282,6 +287,62 @@ impl Kernel for MedianBlur {
 
     fn backward<F: Pixel>(&self, x: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
         route(self.drawn(key), x, shape, upstream, out);
+    }
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        let mut call = batch.call();
+        let to = batch.images(&call, batch.shape)?;
+        let medians = Medians { to: to.address, ..self.medians(&mut call, batch)? };
+        // SAFETY: there is a size for each image, and kernels read no pixel outside one.
+        unsafe { call.launch(&SOURCE, "median", batch.len(batch.shape), &medians)? };
+        Ok(to.tensor())
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> candle_core::Result<Tensor> {
+        let mut call = batch.call();
+        let to = batch.images(&call, batch.shape)?;
+        let sources = batch.words(&call, batch.shape.len())?;
+        let medians = Medians {
+            upstream: call.read(upstream, DType::F32)?,
+            to: to.address,
+            sources: sources.address,
+            ..self.medians(&mut call, batch)?
+        };
+        // SAFETY: as above, and there is a source for each pixel.
+        unsafe {
+            call.launch(&SOURCE, "locate", batch.len(batch.shape), &medians)?;
+            call.launch(&SOURCE, "median_back", batch.len(batch.shape), &medians)?;
+        }
+        Ok(to.tensor())
+    }
+}
+
+/// As `Median` in median_blur.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Medians {
+    x: u64,
+    upstream: u64,
+    to: u64,
+    sources: u64,
+    sizes: u64,
+    shape: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Medians {}
+
+impl MedianBlur {
+    /// What every kernel is given.
+    fn medians(&self, call: &mut Call, batch: &Batch<'_>) -> candle_core::Result<Medians> {
+        let sizes = batch.keys.iter().flat_map(|&key| self.drawn(key)).map(|size| size as u32);
+        Ok(Medians {
+            x: call.read(batch.x, DType::F32)?,
+            upstream: 0,
+            to: 0,
+            sources: 0,
+            sizes: call.upload(&sizes.collect::<Vec<u32>>())?,
+            shape: batch.shape.into(),
+        })
     }
 }
 

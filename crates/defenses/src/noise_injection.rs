@@ -1,10 +1,15 @@
 //! Noise of a random type.
 
+use candle_core::{DType, Tensor};
 use game::{Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Call, Output, Parameters, Plain, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Batch, Fill};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 use crate::scratch::Scratch;
+
+const SOURCE: Source = crate::device::source!("noise_injection");
 
 /// A type of noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,8 +119,17 @@ impl NoiseInjection {
         }
     }
 
-    /// Calls `each` with every chunk and how it is hit: a value below the first number is salted, one between it and
-    /// the second peppered.
+    /// How values are hit: one whose uniform number is below the first is salted, one between it and the second peppered.
+    fn below(&self, noise: Noise) -> [f32; 2] {
+        let salted = match noise {
+            Noise::Salt => self.amount,
+            Noise::Pepper => 0.0,
+            _ => self.amount / 2.0,
+        };
+        [salted as f32, self.amount as f32]
+    }
+
+    /// Calls `each` with every chunk and how it is [hit](Self::below).
     fn impulses(
         &self,
         noise: Noise,
@@ -123,12 +137,8 @@ impl NoiseInjection {
         len: usize,
         mut each: impl FnMut(std::ops::Range<usize>, &[f32], [f32; 2]),
     ) {
-        let salted = match noise {
-            Noise::Salt => self.amount,
-            Noise::Pepper => 0.0,
-            _ => self.amount / 2.0,
-        };
-        kernel::uniforms(key, len, |i, u| each(i, u, [salted as f32, self.amount as f32]));
+        let below = self.below(noise);
+        kernel::uniforms(key, len, |i, u| each(i, u, below));
     }
 }
 
@@ -381,6 +391,182 @@ impl Kernel for NoiseInjection {
             }),
         }
     }
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        self.inject(batch, None)
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> candle_core::Result<Tensor> {
+        self.inject(batch, Some(upstream))
+    }
+}
+
+/// What one image meets; as `Hit` in noise_injection.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Hit {
+    words: [u32; 4],
+    kind: u32,
+    numbers: [f32; 2],
+}
+// SAFETY: numbers of 4 bytes leave no gap.
+unsafe impl Plain for Hit {}
+
+/// As `Injection` in noise_injection.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Injection {
+    x: u64,
+    upstream: u64,
+    to: u64,
+    hits: u64,
+    len: u64,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Injection {}
+
+/// Keys of an image that draws Poisson counts, and its number; as `Streams` in noise_injection.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Streams {
+    keys: [[u32; 4]; 3],
+    image: u32,
+}
+// SAFETY: numbers of 4 bytes leave no gap.
+unsafe impl Plain for Streams {}
+
+/// As `Poisson` in noise_injection.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Counting {
+    x: u64,
+    upstream: u64,
+    to: u64,
+    streams: u64,
+    counts: u64,
+    open: u64,
+    len: u64,
+    stride: u64,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Counting {}
+
+/// As `Distinct` in noise_injection.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Distinct {
+    x: u64,
+    tables: u64,
+    counts: u64,
+    images: u64,
+    len: u64,
+    slots: u32,
+    threads: u32,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Distinct {}
+
+/// How many words the tables of distinct values have together (64 MiB), unless one image needs more: images are counted in
+/// groups, several of them in tests.
+const TABLES: usize = if cfg!(test) { 1 << 14 } else { 1 << 24 };
+/// Threads that count one table.
+const COUNTERS: usize = 256;
+
+impl NoiseInjection {
+    /// What an image meets, but for Poisson counts.
+    fn hit(&self, key: Key) -> Hit {
+        let (noise, std) = (self.drawn(key), self.std as f32);
+        let (kind, numbers) = match noise {
+            Noise::Gaussian => (0, [std, 0.0]),
+            Noise::Speckle => (0, [0.0, std]),
+            Noise::Salt | Noise::Pepper | Noise::SaltAndPepper => (1, self.below(noise)),
+            Noise::Poisson => (2, [0.0; 2]),
+        };
+        Hit { words: key.at(1).words(), kind, numbers }
+    }
+
+    /// Images, or gradients carried back, on their device.
+    fn inject(&self, batch: &Batch<'_>, upstream: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        let (mut call, len) = (batch.call(), batch.shape.len());
+        let to = batch.images(&call, batch.shape)?;
+        let injection = Injection {
+            x: call.read(batch.x, DType::F32)?,
+            upstream: upstream.map_or(Ok(0), |upstream| call.read(upstream, DType::F32))?,
+            to: to.address,
+            hits: batch.upload(&mut call, |key| self.hit(key))?,
+            len: len as u64,
+        };
+        let kernel = if upstream.is_none() { "inject" } else { "inject_back" };
+        // SAFETY: there is a hit for each image, and everything has the images' shape.
+        unsafe { call.launch(&SOURCE, kernel, batch.keys.len() * len.div_ceil(4), &injection)? };
+        let counts = |(image, &key): (usize, &Key)| {
+            let keys = [0, 1, 2].map(|i| key.at(1).at(i).words());
+            (self.drawn(key) == Noise::Poisson).then_some(Streams { keys, image: image as u32 })
+        };
+        let streams: Vec<Streams> = batch.keys.iter().enumerate().filter_map(counts).collect();
+        self.count(&mut call, &injection, &streams)?;
+        Ok(to.tensor())
+    }
+
+    /// Makes the images that draw Poisson counts.
+    fn count(&self, call: &mut Call, injection: &Injection, streams: &[Streams]) -> candle_core::Result<()> {
+        // Whole groups of eight blocks.
+        let stride = (injection.len as usize).div_ceil(32) * 8;
+        let open = call.output(streams.len() * stride, DType::U8)?;
+        let distinct = match self.poisson_scale {
+            PoissonScale::DistinctValues => Some(count_distinct(call, injection, streams)?),
+            PoissonScale::Fixed => None,
+        };
+        let counting = Counting {
+            x: injection.x,
+            upstream: injection.upstream,
+            to: injection.to,
+            streams: call.upload(streams)?,
+            counts: distinct.as_ref().map_or(0, |counts| counts.address),
+            open: open.address,
+            len: injection.len,
+            stride: stride as u64,
+        };
+        // SAFETY: `open` has a byte for each block of each of these images.
+        unsafe {
+            call.launch(&SOURCE, "settle", streams.len() * stride, &counting)?;
+            call.launch(&SOURCE, "reject", streams.len(), &counting)
+        }
+    }
+}
+
+/// The number of distinct values of each of these images, on the device: [`distinct`].
+fn count_distinct(call: &mut Call, injection: &Injection, streams: &[Streams]) -> candle_core::Result<Output> {
+    let len = injection.len as usize;
+    let slots = (2 * len).next_power_of_two();
+    let group = (TABLES / slots).clamp(1, streams.len().max(1));
+    let tables = call.output(group * slots, DType::U32)?;
+    let counts = call.output(streams.len(), DType::U32)?;
+    let images: Vec<u32> = streams.iter().map(|streams| streams.image).collect();
+    let images = call.upload(&images)?;
+    let empty = Fill { to: counts.address, value: 0 };
+    // SAFETY: there is a word for each image.
+    unsafe { call.launch(&SOURCE, "fill", streams.len(), &empty)? };
+    for start in (0..streams.len()).step_by(group) {
+        let n = group.min(streams.len() - start);
+        let distinct = Distinct {
+            x: injection.x,
+            tables: tables.address,
+            counts: counts.address + 4 * start as u64,
+            images: images + 4 * start as u64,
+            len: injection.len,
+            slots: slots as u32,
+            threads: COUNTERS as u32,
+        };
+        let empty = Fill { to: tables.address, value: 0 };
+        // SAFETY: there is a table for each image of the group, with more slots than the image has values.
+        unsafe {
+            call.launch(&SOURCE, "fill", n * slots, &empty)?;
+            call.launch(&SOURCE, "enter", n * len, &distinct)?;
+            call.launch(&SOURCE, "count", n * COUNTERS, &distinct)?;
+        }
+    }
+    Ok(counts)
 }
 
 kernel::defense!(NoiseInjection);

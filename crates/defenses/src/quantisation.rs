@@ -1,9 +1,14 @@
 //! Quantisation to a random number of levels.
 
+use candle_core::{DType, Tensor};
 use game::{Defense, Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::Batch;
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
+
+const SOURCE: Source = crate::device::source!("quantisation");
 
 /// Rounds every channel to the multiples of `1/s`, `s` drawn per image and channel: `s + 1` levels in `[0, 1]`.
 ///
@@ -61,7 +66,38 @@ impl Kernel for Quantisation {
     }
 
     fn backward<F: Pixel>(&self, _: &[F], _: Shape, _: Key, _: &[F], _: &mut [F]) {}
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        let mut call = batch.call();
+        let to = batch.images(&call, batch.shape)?;
+        let channels = batch.shape.channels;
+        let scales = batch.keys.iter().flat_map(|&key| (0..channels).map(move |c| self.scale(key, c)));
+        let scales: Vec<usize> = scales.collect();
+        let rounding = Rounding {
+            from: call.read(batch.x, DType::F32)?,
+            to: to.address,
+            reciprocals: call.upload(&scales.iter().map(|&scale| 1.0 / scale as f64).collect::<Vec<_>>())?,
+            scales: call.upload(&scales.iter().map(|&scale| scale as f32).collect::<Vec<_>>())?,
+            area: batch.shape.area() as u64,
+        };
+        // SAFETY: there are a scale and its reciprocal for each plane.
+        unsafe { call.launch(&SOURCE, "quantise", batch.len(batch.shape), &rounding)? };
+        Ok(to.tensor())
+    }
 }
+
+/// As `Quantisation` in quantisation.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Rounding {
+    from: u64,
+    to: u64,
+    reciprocals: u64,
+    scales: u64,
+    area: u64,
+}
+// SAFETY: the fields are the kernel's.
+unsafe impl Parameters for Rounding {}
 
 impl Defense for Quantisation {
     fn apply(&self, x: &candle_core::Tensor, keys: &[Key]) -> candle_core::Result<candle_core::Tensor> {

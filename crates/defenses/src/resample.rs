@@ -1,9 +1,14 @@
 //! Bilinear resampling along rows and columns.
 
+use candle_core::{DType, Result, Tensor};
 use game::vectorised;
+use gpu::kernels::{Call, Parameters, Plain, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::Dims;
 use crate::kernel::{Pixel, Shape};
+
+const SOURCE: Source = crate::device::source!("resample");
 
 /// Which point of the input a pixel of a resized image shows, along each axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +23,40 @@ pub enum Sampling {
     Asymmetric,
 }
 
+/// Evenly spaced points of an input axis, in pixels: output pixel `i` reads at
+/// `(i + shift) * step * length / parts + start`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Points {
+    pub shift: f64,
+    pub step: f64,
+    pub length: f64,
+    pub parts: f64,
+    pub start: f64,
+}
+
+impl Default for Points {
+    fn default() -> Self {
+        Self { shift: 0.0, step: 1.0, length: 1.0, parts: 1.0, start: 0.0 }
+    }
+}
+
+impl Points {
+    /// Those of an axis of `from` pixels resized to `to`.
+    pub fn resize(sampling: Sampling, from: usize, to: usize) -> Self {
+        let (scale, corners) = (from as f64 / to as f64, from.saturating_sub(1) as f64 / (to.max(2) - 1) as f64);
+        match sampling {
+            Sampling::HalfPixel => Self { shift: 0.5, step: scale, start: -0.5, ..Self::default() },
+            Sampling::AlignCorners => Self { step: corners, ..Self::default() },
+            Sampling::Asymmetric => Self { step: scale, ..Self::default() },
+        }
+    }
+
+    fn at(self, i: usize) -> f64 {
+        (i as f64 + self.shift) * self.step * self.length / self.parts + self.start
+    }
+}
+
 /// What the pixels of an output axis read: two input pixels each, and the weight of the second.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
@@ -25,26 +64,20 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// Reads at `points`, in pixels, clamped to an axis of `from` pixels.
-    pub fn new(points: impl IntoIterator<Item = f64>, from: usize) -> Self {
+    /// Reads at the first `len` points, clamped to an axis of `from` pixels.
+    pub fn new(points: Points, len: usize, from: usize) -> Self {
         let last = from.saturating_sub(1);
-        let tap = |point: f64| {
-            let point = point.clamp(0.0, last as f64);
+        let tap = |i: usize| {
+            let point = points.at(i).clamp(0.0, last as f64);
             let low = point as usize;
             (low as u32, (low + 1).min(last) as u32, point - low as f64)
         };
-        Self { taps: points.into_iter().map(tap).collect() }
+        Self { taps: (0..len).map(tap).collect() }
     }
 
     /// Resizes an axis.
     pub fn resize(sampling: Sampling, from: usize, to: usize) -> Self {
-        let (scale, corners) = (from as f64 / to as f64, from.saturating_sub(1) as f64 / (to.max(2) - 1) as f64);
-        let point = |i: usize| match sampling {
-            Sampling::HalfPixel => (i as f64 + 0.5) * scale - 0.5,
-            Sampling::AlignCorners => i as f64 * corners,
-            Sampling::Asymmetric => i as f64 * scale,
-        };
-        Self::new((0..to).map(point), from)
+        Self::new(Points::resize(sampling, from, to), to, from)
     }
 
     /// The number of output pixels.
@@ -134,4 +167,103 @@ pub fn resize_back<F: Pixel>(upstream: &[F], shape: Shape, sampling: Sampling, s
     let [rows, columns] = [shape.height, shape.width].map(|from| Axis::resize(sampling, from, side));
     let frame = Shape { height: side, width: side, ..shape };
     scatter(upstream, frame, Corner { top: 0, left: 0 }, [&rows, &columns], out, shape);
+}
+
+/// How one image is read on a device, and where in the frame what is read stands.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    rows: Points,
+    columns: Points,
+    top: u32,
+    left: u32,
+    height: u32,
+    width: u32,
+}
+// SAFETY: numbers of 8 bytes and then four of 4 leave no gap.
+unsafe impl Plain for Reading {}
+
+impl Reading {
+    /// `size` points of rows and columns, put into the frame from `corner` on.
+    pub fn new([rows, columns]: [Points; 2], size: [usize; 2], corner: Corner) -> Self {
+        let [top, left, height, width] = [corner.top, corner.left, size[0], size[1]].map(|at| at as u32);
+        Self { rows, columns, top, left, height, width }
+    }
+
+    /// What resizes an image of `shape` to a square, put into the frame from `corner` on.
+    pub fn resize(shape: Shape, sampling: Sampling, side: usize, corner: Corner) -> Self {
+        Self::new([shape.height, shape.width].map(|from| Points::resize(sampling, from, side)), [side; 2], corner)
+    }
+}
+
+/// As `Resample` in resample.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Resample {
+    from: u64,
+    to: u64,
+    readings: u64,
+    taps: u64,
+    most: u32,
+    fill: f32,
+    shape: Dims,
+    frame: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Resample {}
+
+/// [`sample`] of every image `(n, c, h, w)`, f32, on its device, into a frame that is `fill` elsewhere.
+///
+/// A reading must fit into the frame.
+pub fn sample_at(x: &Tensor, shape: Shape, frame: Shape, readings: &[Reading], fill: f32) -> Result<Tensor> {
+    resample_at("sample", x, [shape, frame], frame, readings, fill)
+}
+
+/// [`scatter`] of every gradient `(n, c, h', w')`, f32, on its device, of a frame.
+pub fn gather_at(upstream: &Tensor, frame: Shape, shape: Shape, readings: &[Reading]) -> Result<Tensor> {
+    resample_at("sample_back", upstream, [shape, frame], shape, readings, 0.0)
+}
+
+/// [`resize`] of every image.
+pub fn resize_at(x: &Tensor, shape: Shape, sampling: Sampling, side: usize) -> Result<Tensor> {
+    sample_at(x, shape, Shape { height: side, width: side, ..shape }, &all(x, shape, sampling, side)?, 0.0)
+}
+
+/// [`resize_back`] of every gradient.
+pub fn resize_back_at(upstream: &Tensor, shape: Shape, sampling: Sampling, side: usize) -> Result<Tensor> {
+    gather_at(upstream, Shape { height: side, width: side, ..shape }, shape, &all(upstream, shape, sampling, side)?)
+}
+
+fn all(x: &Tensor, shape: Shape, sampling: Sampling, side: usize) -> Result<Vec<Reading>> {
+    Ok(vec![Reading::resize(shape, sampling, side, Corner { top: 0, left: 0 }); x.dim(0)?])
+}
+
+fn resample_at(
+    kernel: &str,
+    from: &Tensor,
+    [shape, frame]: [Shape; 2],
+    made: Shape,
+    readings: &[Reading],
+    fill: f32,
+) -> Result<Tensor> {
+    let (mut call, n, most) = (Call::new(from.device()), readings.len(), frame.height.max(frame.width));
+    // Four words a tap.
+    let taps = call.output(n * 2 * most * 4, DType::U32)?;
+    let to = call.output((n, made.channels, made.height, made.width), DType::F32)?;
+    let parameters = Resample {
+        from: call.read(from, DType::F32)?,
+        to: to.address,
+        readings: call.upload(readings)?,
+        taps: taps.address,
+        most: most as u32,
+        fill,
+        shape: shape.into(),
+        frame: frame.into(),
+    };
+    // SAFETY: there is a reading for each image, none larger than the frame, and taps are clamped to the image.
+    unsafe {
+        call.launch(&SOURCE, "taps", n * 2 * most, &parameters)?;
+        call.launch(&SOURCE, kernel, n * made.len(), &parameters)?;
+    }
+    Ok(to.tensor())
 }

@@ -1,12 +1,13 @@
 //! Resizing to a random size, and padding at random.
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 use game::{Entry, Gradient, Key};
 use serde::{Deserialize, Serialize};
 
 use crate::crop::positive;
+use crate::device::Batch;
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
-use crate::resample::{self, Axis, Corner, Sampling};
+use crate::resample::{self, Axis, Corner, Reading, Sampling};
 
 /// Resizes to a square of random size, puts it at random into a larger one, and resizes that if wanted.
 ///
@@ -82,6 +83,12 @@ impl ResizePad {
         [shape.height, shape.width].map(|from| Axis::resize(self.sampling, from, side))
     }
 
+    /// How each image is read.
+    fn readings(&self, batch: &Batch<'_>) -> Vec<Reading> {
+        let reading = |(side, corner)| Reading::resize(batch.shape, self.sampling, side, corner);
+        batch.keys.iter().map(|&key| reading(self.drawn(key))).collect()
+    }
+
     const fn frame(&self, shape: Shape) -> Shape {
         Shape { height: self.padded as usize, width: self.padded as usize, ..shape }
     }
@@ -123,6 +130,24 @@ impl Kernel for ResizePad {
         let mut padded = vec![F::zero(); frame.len()];
         resample::resize_back(upstream, frame, self.sampling, self.resize as usize, &mut padded);
         resample::scatter(&padded, frame, corner, [&rows, &columns], out, shape);
+    }
+
+    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        let (frame, readings) = (self.frame(batch.shape), self.readings(batch));
+        let padded = resample::sample_at(batch.x, batch.shape, frame, &readings, self.fill as f32)?;
+        if self.resize == 0 {
+            return Ok(padded);
+        }
+        resample::resize_at(&padded, frame, self.sampling, self.resize as usize)
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> Result<Tensor> {
+        let (frame, readings) = (self.frame(batch.shape), self.readings(batch));
+        if self.resize == 0 {
+            return resample::gather_at(upstream, frame, batch.shape, &readings);
+        }
+        let padded = resample::resize_back_at(upstream, frame, self.sampling, self.resize as usize)?;
+        resample::gather_at(&padded, frame, batch.shape, &readings)
     }
 }
 

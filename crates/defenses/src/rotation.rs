@@ -1,10 +1,14 @@
 //! Rotation by a random angle.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use game::{Defense, Entry, Gradient, Key};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Batch, Dims};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
+
+const SOURCE: Source = crate::device::source!("rotation");
 
 /// Rotates each image about its centre by an angle drawn uniformly from `[-degrees, degrees]`.
 ///
@@ -47,7 +51,35 @@ impl Rotation {
     fn angle(&self, key: Key) -> f64 {
         key.uniform(-self.degrees, self.degrees)
     }
+
+    /// What a kernel makes of `from`.
+    fn turn(&self, batch: &Batch<'_>, kernel: &str, from: &Tensor) -> Result<Tensor> {
+        let mut call = batch.call();
+        let to = batch.images(&call, batch.shape)?;
+        let turns = batch.keys.iter().flat_map(|&key| <[f64; 2]>::from(self.angle(key).to_radians().sin_cos()));
+        let turn = Turn {
+            from: call.read(from, DType::F32)?,
+            to: to.address,
+            turns: call.upload(&turns.collect::<Vec<f64>>())?,
+            shape: batch.shape.into(),
+        };
+        // SAFETY: there are a sine and a cosine for each image, and kernels read no pixel outside one.
+        unsafe { call.launch(&SOURCE, kernel, batch.keys.len() * batch.shape.area(), &turn)? };
+        Ok(to.tensor())
+    }
 }
+
+/// As `Rotation` in rotation.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Turn {
+    from: u64,
+    to: u64,
+    turns: u64,
+    shape: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Turn {}
 
 /// Calls `each` with every output pixel, an input pixel it reads, and the weight it reads it with, row by row.
 fn taps(degrees: f64, shape: Shape, mut each: impl FnMut(usize, usize, f64)) {
@@ -100,6 +132,14 @@ impl Kernel for Rotation {
 
     fn backward<F: Pixel>(&self, _: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
         transpose(self.angle(key), shape, upstream, out);
+    }
+
+    fn launch(&self, batch: &Batch<'_>) -> Result<Tensor> {
+        self.turn(batch, "rotate", batch.x)
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> Result<Tensor> {
+        self.turn(batch, "rotate_back", upstream)
     }
 }
 

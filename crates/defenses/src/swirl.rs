@@ -1,9 +1,14 @@
 //! Swirl about a random centre.
 
+use candle_core::{DType, Tensor};
 use game::{Entry, Gradient, Key, vectorised};
+use gpu::kernels::{Call, Parameters, Plain, Source};
 use serde::{Deserialize, Serialize};
 
+use crate::device::{Batch, Dims, Fill};
 use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
+
+const SOURCE: Source = crate::device::source!("swirl");
 
 /// Turns every pixel about a centre, by an angle that falls off exponentially with the distance from it.
 ///
@@ -68,7 +73,8 @@ impl Entry for Swirl {
     }
 }
 
-/// What is drawn for one image.
+/// What is drawn for one image; as `Drawn` in swirl.cu.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Drawn {
     strength: f64,
@@ -76,6 +82,8 @@ struct Drawn {
     /// Column and row.
     center: [f64; 2],
 }
+// SAFETY: four numbers of 8 bytes leave no gap.
+unsafe impl Plain for Drawn {}
 
 impl Swirl {
     fn drawn(&self, key: Key) -> Drawn {
@@ -243,6 +251,64 @@ impl Kernel for Swirl {
 
     fn backward<F: Pixel>(&self, _: &[F], shape: Shape, key: Key, upstream: &[F], out: &mut [F]) {
         transpose(self.drawn(key), upstream, shape, out);
+    }
+
+    fn launch(&self, batch: &Batch<'_>) -> candle_core::Result<Tensor> {
+        let mut call = batch.call();
+        let to = batch.images(&call, batch.shape)?;
+        let stir = Stir { to: to.address, ..self.stir(&mut call, batch, batch.x)? };
+        // SAFETY: something is drawn for each image, and the kernel reads no pixel outside one.
+        unsafe { call.launch(&SOURCE, "swirl", batch.keys.len() * batch.shape.area(), &stir)? };
+        Ok(to.tensor())
+    }
+
+    fn launch_back(&self, batch: &Batch<'_>, upstream: &Tensor) -> candle_core::Result<Tensor> {
+        let (mut call, pixels) = (batch.call(), batch.keys.len() * batch.shape.area());
+        let to = batch.images(&call, batch.shape)?;
+        // A spot is four words.
+        let (heads, spots) = (batch.words(&call, batch.shape.area())?, batch.words(&call, 4 * batch.shape.area())?);
+        let stir = Stir {
+            to: to.address,
+            heads: heads.address,
+            spots: spots.address,
+            ..self.stir(&mut call, batch, upstream)?
+        };
+        let clear = Fill { to: heads.address, value: u32::MAX };
+        // SAFETY: as above; chains begin at pixels of their image and lead to its spots.
+        unsafe {
+            call.launch(&SOURCE, "fill", pixels, &clear)?;
+            call.launch(&SOURCE, "chain", pixels, &stir)?;
+            call.launch(&SOURCE, "swirl_back", pixels, &stir)?;
+        }
+        Ok(to.tensor())
+    }
+}
+
+/// As `Swirl` in swirl.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Stir {
+    from: u64,
+    to: u64,
+    drawn: u64,
+    heads: u64,
+    spots: u64,
+    shape: Dims,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Stir {}
+
+impl Swirl {
+    /// What every kernel is given.
+    fn stir(&self, call: &mut Call, batch: &Batch<'_>, from: &Tensor) -> candle_core::Result<Stir> {
+        Ok(Stir {
+            from: call.read(from, DType::F32)?,
+            to: 0,
+            drawn: batch.upload(call, |key| self.drawn(key))?,
+            heads: 0,
+            spots: 0,
+            shape: batch.shape.into(),
+        })
     }
 }
 
