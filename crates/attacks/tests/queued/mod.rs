@@ -43,7 +43,7 @@ fn assert_same(host: &[Snapshot], device: &[Snapshot], tolerance: f64, what: &st
         for (host, device) in values(&host.x).into_iter().zip(values(&device.x)) {
             assert!((host - device).abs() <= tolerance, "{what}: pixel {host}, {device}");
         }
-        let slack = if tolerance > 0.0 { 1e-3 } else { 1e-12 };
+        let slack = if tolerance > 0.0 { 1e-5 } else { 1e-12 };
         for (host, device) in host.loss.iter().zip(&device.loss) {
             let (host, device) = (host.unwrap(), device.unwrap());
             assert!((host - device).abs() <= slack * host.abs(), "{what}: loss {host}, {device}");
@@ -255,6 +255,8 @@ fn mistakes_surface_on_the_device_as_on_the_host() {
             let spec: Spec = serde_json::from_value(spec).unwrap();
             let run = || spec.build().run(victim, x, goal, keys, None, &mut |_| Ok(())).unwrap_err().to_string();
             let (host, device) = (run(), on_host(run).unwrap());
+            // Without the stack, where there is one.
+            let [host, device] = [host, device].map(|error| error.lines().next().unwrap_or_default().to_owned());
             assert_eq!(host, device);
             device
         };
@@ -327,7 +329,7 @@ fn no_kernel_reads_past_what_a_network_answers() {
             (&Deaf { net: &net, listens: false }, "did not ask for the gradient"),
             (&Deaf { net: &net, listens: true }, "a gradient of [3, 5] for 3 images of 12 pixels"),
         ];
-        let defense: &dyn Defense = &Open;
+        let defense: &dyn Defense = &Jitter { noise: 0.0, gradient: Gradient::Exact };
         for (net, expected) in nets {
             let victim = Victim { net, defense, batch: 4 };
             let run =
