@@ -18,7 +18,12 @@ use artifact::{Exit, caught};
 use candle_core::Device;
 use clap::Parser;
 
-use crate::{check::Check, report::Report, speed::Ceilings, torch::Theirs};
+use crate::{
+    check::Check,
+    report::Report,
+    speed::{Ceilings, Rate},
+    torch::Theirs,
+};
 
 /// Checks a GPU against the CPU, then times gradient queries on it.
 ///
@@ -32,6 +37,9 @@ struct Arguments {
     /// Leave out torch.compile.
     #[arg(long)]
     no_compile: bool,
+    /// Time nothing: for a stand-in of a GPU, or a busy one.
+    #[arg(long)]
+    only_checks: bool,
     /// Where `gpu-check.parquet` and `gpu-check.md` go.
     #[arg(long, value_name = "DIR", default_value = "data/report/gpu-check")]
     out: PathBuf,
@@ -69,22 +77,36 @@ fn run(arguments: &Arguments, device: &Device) -> anyhow::Result<Exit> {
         say(&check.to_string());
         checks.push(check);
     })?;
-    let ceilings = Ceilings::measure(device)?;
-    let mut ours = Vec::new();
-    for work in speed::works() {
-        let rate = speed::rate(work, device)?;
-        say(&format!("{work}: {rate:.1} gradient queries per second"));
-        ours.push((work, rate));
-    }
+    let (ceilings, ours, refused) = if arguments.only_checks { (None, vec![], vec![]) } else { rates(device)? };
     let theirs = match &arguments.torch {
+        _ if arguments.only_checks => Theirs::absent("no rate was asked for: --only-checks"),
         Some(python) => torch::measure(python, "cuda", !arguments.no_compile, &speed::works()),
         None => Theirs::absent("not asked for: --torch PYTHON"),
     };
-    let report = Report { device: name, checks, ceilings, ours, theirs };
+    let report = Report { device: name, checks, ceilings, ours, refused, theirs };
     let page = report.markdown();
     say(&page);
     report.write(&arguments.out, &page)?;
     Ok(if report.agrees() { Exit::Done } else { Exit::Failed })
+}
+
+/// What the device can do at best, how many queries it answers, and what it could not do.
+fn rates(device: &Device) -> anyhow::Result<(Option<Ceilings>, Vec<Rate>, Vec<String>)> {
+    let ceilings = Ceilings::measure(device)?;
+    let (mut ours, mut refused) = (Vec::new(), Vec::new());
+    for work in speed::works() {
+        for (settings, rate) in speed::rates(work, device)? {
+            let way = format!("{work}, {}", speed::name(settings));
+            match rate {
+                Ok(rate) => {
+                    say(&format!("{way}: {:.1} gradient queries per second", rate.gradient));
+                    ours.push(rate);
+                }
+                Err(error) => refused.push(format!("{way}: {error}")),
+            }
+        }
+    }
+    Ok((Some(ceilings), ours, refused))
 }
 
 #[expect(clippy::print_stdout, reason = "what was asked for")]

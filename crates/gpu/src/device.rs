@@ -66,3 +66,9 @@ pub fn offers(device: &Device, precision: Precision) -> bool {
 pub fn takes(x: &Tensor) -> bool {
     cfg!(feature = "cudnn") && x.device().is_cuda()
 }
+
+/// Whether [`crate::Convolutions`] are prepared on this device.
+#[must_use]
+pub fn plans(device: &Device) -> bool {
+    cfg!(feature = "cudnn") && device.is_cuda()
+}

@@ -9,12 +9,14 @@
 
 mod conv;
 mod device;
+mod graph;
 pub mod kernels;
 mod memory;
 pub mod noise;
 mod precision;
 
-pub use conv::{Geometry, conv2d};
-pub use device::{name, offers, open, takes};
+pub use conv::{Convolutions, Geometry, Order, Prepared, Problem, Wanted, conv2d};
+pub use device::{name, offers, open, plans, takes};
+pub use graph::{Recording, record};
 pub use memory::{Halving, batch, free, is_out_of_memory};
 pub use precision::Precision;

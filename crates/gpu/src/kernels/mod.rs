@@ -14,6 +14,9 @@ pub use host::on_host;
 
 const PRELUDE: &str = include_str!("prelude.cu");
 #[cfg(feature = "cuda")]
+pub(crate) use device::address as address_of;
+
+#[cfg(feature = "cuda")]
 const THREADS: u32 = 256;
 
 /// The text of some kernels.
@@ -24,6 +27,30 @@ pub struct Source {
     /// C++, without the prelude.
     pub text: &'static str,
 }
+
+/// The text of a file whose kernels work on `NUMBER`s, for f32: `load` and `store` are between them and `float`.
+#[macro_export]
+macro_rules! f32_text {
+    ($file:literal) => {
+        concat!(
+            "#define BF16 0\ntypedef float NUMBER;\n",
+            "INLINE float load(NUMBER x) { return x; }\nINLINE NUMBER store(float x) { return x; }\n",
+            include_str!($file)
+        )
+    };
+}
+/// The same text for bf16, rounded to the nearest.
+#[macro_export]
+macro_rules! bf16_text {
+    ($file:literal) => {
+        concat!(
+            "#define BF16 1\ntypedef u16 NUMBER;\n",
+            "INLINE float load(NUMBER x) { return of_bf16(x); }\nINLINE NUMBER store(float x) { return to_bf16(x); }\n",
+            include_str!($file)
+        )
+    };
+}
+pub use crate::{bf16_text, f32_text};
 
 impl Source {
     fn whole(&self) -> String {
@@ -45,6 +72,8 @@ pub unsafe trait Parameters: Copy {}
 pub unsafe trait Plain: Copy {}
 // SAFETY: primitive numbers have no padding.
 unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
 // SAFETY: as above.

@@ -52,6 +52,15 @@ INLINE float of_bits(u32 bits) {
     return both.number;
 }
 
+// bf16, rounded to the nearest, the even one of two; NaN stays.
+INLINE float of_bf16(u16 x) { return of_bits((u32)x << 16); }
+
+INLINE u16 to_bf16(float x) {
+    const u32 bits = bits_of(x);
+    if (x != x) return (u16)(bits >> 16 | 0x40U);
+    return (u16)((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
+}
+
 // The draws of a game::Key, bit for bit: Philox4x32-10 (Salmon et al. 2011), uniform numbers of 24 bits, and normal numbers
 // by Box and Muller with the polynomials of crates/game/src/fill.rs. `words` is a key in four words, Key::words.
 
