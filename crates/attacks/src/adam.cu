@@ -1,3 +1,5 @@
+// After crates/attacks/src/queue/images.cu.
+//
 // Adam: adam.rs, operation by operation.
 
 struct Kernel {

@@ -1,3 +1,5 @@
+// After crates/attacks/src/queue/images.cu.
+//
 // Aggregated momentum: aggmo.rs, operation by operation.
 
 struct Kernel {

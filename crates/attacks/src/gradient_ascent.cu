@@ -1,3 +1,5 @@
+// After crates/attacks/src/queue/images.cu.
+//
 // Gradient ascent: gradient_ascent.rs, operation by operation but for the order of sums.
 
 struct Kernel {

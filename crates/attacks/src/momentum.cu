@@ -1,3 +1,5 @@
+// After crates/attacks/src/queue/images.cu.
+//
 // The momentum iterative method: momentum.rs, operation by operation but for the order of sums.
 
 struct Kernel {

@@ -1,3 +1,5 @@
+// After crates/attacks/src/queue/images.cu.
+//
 // Steps and projections: crates/attacks/src/ball.rs, operation by operation but for the order of sums.
 
 struct Move {

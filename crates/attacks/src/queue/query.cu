@@ -1,3 +1,5 @@
+// After crates/attacks/src/queue/images.cu.
+//
 // A gradient query: what of crates/attacks/src/loss.rs and of `Sum` in victim.rs happens between the network's evaluations,
 // operation by operation.
 
