@@ -40,7 +40,8 @@ print(os.path.dirname(found[0]["manifest_path"]))' "$1"
 cudarc=$(source_of cudarc) kernels=$(source_of candle-kernels)
 python3 "$scripts/trampolines.py" "$cudarc" "$kernels" "$CUDA_HOME/lib"
 
-# Kernels that are compiled at run time: what is wrong with them shows here, and not where there is a GPU.
+# Kernels that are compiled at run time: what is wrong with them shows here, and not where there is a GPU. A file's first
+# line may name another one that it stands behind.
 for text in $(find crates -name '*.cu' ! -name prelude.cu | sort); do
     for number in "float x" "u16 of_bf16(x)"; do
         read -r type load <<<"$number"
@@ -49,6 +50,7 @@ for text in $(find crates -name '*.cu' ! -name prelude.cu | sort); do
             printf '#define BF16 %d\ntypedef %s NUMBER;\n' "$([ "$type" = u16 ] && echo 1 || echo 0)" "$type"
             printf 'INLINE float load(NUMBER x) { return %s; }\n' "$load"
             printf 'INLINE NUMBER store(float x) { return %s; }\n' "$([ "$type" = u16 ] && echo 'to_bf16(x)' || echo x)"
+            sed -n '1s/^\/\/ After \(.*\.cu\)\.$/\1/p' "$text" | xargs -r cat
             cat "$text"
         } >"$work/kernels.cu"
         "$CUDA_TOOLKIT/bin/nvcc" -arch=sm_80 -fmad=false -diag-suppress 177 -Werror all-warnings -ptx \

@@ -1,13 +1,15 @@
 //! Adam.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use game::{Entry, Fraction, Goal, Key, Norm};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Attack, Cost, Eot, Guides, Loss, Mean, Snapshot, Stop, Victim,
     ascent::{Ascent, Gradient},
     check::{self, budget, number},
+    queue::{At, Queue},
 };
 
 /// Adam (Kingma and Ba 2015, algorithm 1) on the pixels, projected onto the ball after each step.
@@ -100,13 +102,58 @@ impl Moments {
     }
 }
 
+const KERNELS: Source =
+    Source { name: "adam", text: concat!(include_str!("queue/images.cu"), include_str!("adam.cu")) };
+
+/// As its namesake in adam.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Kernel {
+    at: At,
+    first: u64,
+    second: u64,
+    direction: f64,
+    beta1: f64,
+    beta2: f64,
+    rate: f64,
+    bias: f64,
+    signs: u64,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Kernel {}
+
 impl Adam {
+    /// The learning rate over the first mean's bias after some steps, and the root of the second mean's bias.
+    fn biases(&self, steps: i32) -> (f64, f64) {
+        let rate = self.learning_rate.value() / (1.0 - self.beta1.powi(steps));
+        (rate, (1.0 - self.beta2.powi(steps)).sqrt())
+    }
+
+    /// The same steps on the device.
+    fn run_queued(
+        &self,
+        mut queue: Queue<'_>,
+        direction: f64,
+        sink: &mut dyn FnMut(Snapshot) -> Result<()>,
+    ) -> Result<()> {
+        let (at, signs) = (queue.at(), u64::from(self.gradient == Gradient::Sign));
+        let first = queue.zeros(queue.pixels(), DType::F64)?;
+        let second = queue.zeros(queue.pixels(), DType::F64)?;
+        queue.run(sink, |queue| {
+            let (rate, bias) = self.biases(queue.step() as i32);
+            let kernel =
+                Kernel { at, first, second, direction, beta1: self.beta1, beta2: self.beta2, rate, bias, signs };
+            // SAFETY: a thread has a pixel of its own.
+            unsafe { queue.launch(&KERNELS, "adam", queue.pixels(), &kernel)? };
+            queue.project()
+        })
+    }
+
     /// Moves `x` up the gradient.
     fn ascend(&self, moments: &mut Moments, gradient: impl Iterator<Item = f64>, x: &mut [f32]) {
         let (beta1, beta2) = (self.beta1, self.beta2);
         moments.steps += 1;
-        let rate = self.learning_rate.value() / (1.0 - beta1.powi(moments.steps));
-        let bias = (1.0 - beta2.powi(moments.steps)).sqrt();
+        let (rate, bias) = self.biases(moments.steps);
         for (((x, m), v), g) in x.iter_mut().zip(&mut moments.first).zip(&mut moments.second).zip(gradient) {
             *m = beta1 * *m + (1.0 - beta1) * g;
             *v = beta2 * *v + (1.0 - beta2) * g * g;
@@ -128,6 +175,9 @@ impl Attack for Adam {
         Entry::check(self).map_err(candle_core::Error::msg)?;
         let mut ascent = Ascent::new(self, self.stop, victim, x, goal, keys)?;
         let ball = ascent.ball();
+        if let Some(queue) = ascent.queue(self.loss, self.eot)? {
+            return self.run_queued(queue, goal.direction(), sink);
+        }
         let mut moments = vec![Moments::new(ascent.size()); ascent.count()];
         ascent.run(sink, |ascent| {
             let slopes = ascent.gradient(self.loss, self.eot)?;
@@ -142,6 +192,10 @@ impl Attack for Adam {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn is_queued(&self) -> bool {
+        self.stop == Stop::None {}
     }
 
     fn steps(&self) -> Vec<usize> {

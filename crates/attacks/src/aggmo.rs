@@ -1,13 +1,15 @@
 //! Aggregated momentum.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use game::{Entry, Fraction, Goal, Key, Norm};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Attack, Cost, Eot, Guides, Loss, Mean, Snapshot, Stop, Victim,
     ascent::{Ascent, Gradient},
     check::{self, budget, number},
+    queue::{At, Queue},
 };
 
 /// Aggregated momentum: several decaying sums of gradients, of different memory, each of which takes its share of
@@ -88,13 +90,52 @@ impl Entry for AggMo {
     }
 }
 
+const KERNELS: Source =
+    Source { name: "aggmo", text: concat!(include_str!("queue/images.cu"), include_str!("aggmo.cu")) };
+
+/// As its namesake in aggmo.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Kernel {
+    at: At,
+    sum: u64,
+    beta: f64,
+    most: f64,
+    signs: u64,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Kernel {}
+
+/// The largest entry of a raw gradient that is summed as it is.
+fn most(size: usize) -> f64 {
+    1.0 / (size as f64).sqrt()
+}
+
 impl AggMo {
+    /// The same steps on the device.
+    fn run_queued(&self, mut queue: Queue<'_>, share: f64, sink: &mut dyn FnMut(Snapshot) -> Result<()>) -> Result<()> {
+        let (at, signs) = (queue.at(), u64::from(self.gradient == Gradient::Sign));
+        let mut kernels = vec![];
+        for &beta in &self.betas {
+            let sum = queue.zeros(queue.pixels(), DType::F32)?;
+            kernels.push(Kernel { at, sum, beta, most: most(queue.size()), signs });
+        }
+        queue.run(sink, |queue| {
+            for kernel in &kernels {
+                // SAFETY: a thread has a pixel of its own.
+                unsafe { queue.launch(&KERNELS, "aggmo", queue.pixels(), kernel)? };
+                queue.ascend(kernel.sum, share)?;
+            }
+            queue.project()
+        })
+    }
+
     /// The entry of a gradient that is summed.
     fn entry(&self, gradient: f64, size: usize) -> f64 {
         match self.gradient {
             Gradient::Sign => gradient,
             Gradient::Raw => {
-                let most = 1.0 / (size as f64).sqrt();
+                let most = most(size);
                 gradient.clamp(-most, most)
             }
         }
@@ -118,6 +159,9 @@ impl Attack for AggMo {
         if self.random_start {
             ascent.start(|key, origin, x| ball.random_start(origin, key, x));
         }
+        if let Some(queue) = ascent.queue(self.loss, self.eot)? {
+            return self.run_queued(queue, share, sink);
+        }
         let mut sums = vec![vec![vec![0.0f32; size]; self.betas.len()]; ascent.count()];
         ascent.run(sink, |ascent| {
             let slopes = ascent.gradient(self.loss, self.eot)?;
@@ -136,6 +180,10 @@ impl Attack for AggMo {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn is_queued(&self) -> bool {
+        self.stop == Stop::None {}
     }
 
     fn steps(&self) -> Vec<usize> {

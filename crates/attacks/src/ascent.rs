@@ -4,7 +4,12 @@ use candle_core::{Result, Tensor};
 use game::{Goal, Key};
 use serde::{Deserialize, Serialize};
 
-use crate::{Attack, Ball, Eot, Loss, Opinion, Query, Snapshot, Stop, Victim, attack::Images, stop::Reading};
+use crate::{
+    Attack, Ball, Eot, Loss, Opinion, Query, Snapshot, Stop, Victim,
+    attack::Images,
+    queue::{Queue, Run},
+    stop::Reading,
+};
 
 /// Children of a step's key from this one on are no draws of the step's query.
 const ASIDE: u64 = 1 << 32;
@@ -69,6 +74,7 @@ pub(crate) struct Ascent<'a> {
     keys: &'a [Key],
     ball: Ball,
     stays_inside: bool,
+    is_queued: bool,
     stop: Stop,
     origins: Images,
     images: Images,
@@ -96,6 +102,7 @@ impl<'a> Ascent<'a> {
             keys,
             ball: Ball { norm, eps: eps.value() },
             stays_inside: attack.stays_inside(),
+            is_queued: attack.is_queued() && gpu::kernels::run_at(victim.net.device()) && images.count() > 0,
             stop,
             origins: images.clone(),
             moving: (0..images.count()).collect(),
@@ -158,13 +165,43 @@ impl<'a> Ascent<'a> {
         self.moving.retain(|&image| !is_done(image));
     }
 
+    /// This run from here on, on the network's device, where that can do it without the host.
+    pub fn queue(&self, loss: Loss, eot: Eot) -> Result<Option<Queue<'a>>> {
+        if !self.is_queued {
+            return Ok(None);
+        }
+        self.victim.classes(self.goal, self.keys)?;
+        let run = Run {
+            victim: self.victim,
+            keys: self.keys,
+            classes: self.goal.classes().to_vec(),
+            origins: self.origins.clone(),
+            images: self.images.clone(),
+            ball: self.ball,
+            inside: self.inside(),
+            steps: self.steps.clone(),
+            loss,
+            eot,
+        };
+        self.victim.check(&run.images.tensor()?, self.keys)?;
+        Queue::new(run).map(Some)
+    }
+
+    /// What no snapshot's image may leave.
+    const fn inside(&self) -> Ball {
+        if self.stays_inside { self.ball } else { Ball { eps: f64::INFINITY, ..self.ball } }
+    }
+
     /// Takes `turn` once a step, and hands over the snapshots.
     pub fn run(
         &mut self,
         sink: &mut dyn FnMut(Snapshot) -> Result<()>,
         mut turn: impl FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        let inside = if self.stays_inside { self.ball } else { Ball { eps: f64::INFINITY, ..self.ball } };
+        if self.is_queued {
+            candle_core::bail!("an attack whose steps are queued took one on the host")
+        }
+        let inside = self.inside();
         let steps = self.steps.clone();
         for step in 1..=steps.last().copied().unwrap_or(0) {
             self.step = step;

@@ -109,6 +109,12 @@ pub trait Attack: Debug + Send + Sync {
         false
     }
 
+    /// Whether its steps are queued on a GPU, so that nothing but a snapshot waits for the device. Where it is not so, the
+    /// host reads every answer: to decide what comes next, as APGD's checkpoints and every stop rule do.
+    fn is_queued(&self) -> bool {
+        false
+    }
+
     /// The number of steps of every snapshot, ascending.
     fn steps(&self) -> Vec<usize>;
 
@@ -140,6 +146,11 @@ impl Images {
     /// The number of images.
     pub(crate) const fn count(&self) -> usize {
         self.dims.0
+    }
+
+    /// The same images with other pixels.
+    pub(crate) const fn moved(&self, pixels: Vec<f32>) -> Self {
+        Self { pixels, dims: self.dims }
     }
 
     /// The number of pixels of one image, over all channels.

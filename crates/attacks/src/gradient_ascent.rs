@@ -2,12 +2,14 @@
 
 use candle_core::{Result, Tensor};
 use game::{Entry, Fraction, Goal, Key, Norm};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Attack, Ball, Cost, Eot, Guides, Loss, Mean, Snapshot, Stop, Victim,
     ascent::{Ascent, Slope},
     check::{self, budget, number},
+    queue::{At, Queue},
     stop::Reading,
 };
 
@@ -99,7 +101,39 @@ impl Entry for GradientAscent {
     }
 }
 
+const KERNELS: Source = Source {
+    name: "gradient-ascent",
+    text: concat!(include_str!("queue/images.cu"), include_str!("gradient_ascent.cu")),
+};
+
+/// As its namesake in gradient_ascent.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Kernel {
+    at: At,
+    direction: f64,
+    rate: f64,
+    penalty: f64,
+    eps: f64,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Kernel {}
+
 impl GradientAscent {
+    /// The same steps on the device.
+    fn run_queued(&self, queue: Queue<'_>, direction: f64, sink: &mut dyn FnMut(Snapshot) -> Result<()>) -> Result<()> {
+        let (rate, penalty, eps) = (self.learning_rate.value(), self.penalty.value(), self.eps.value());
+        let kernel = Kernel { at: queue.at(), direction, rate, penalty, eps };
+        queue.run(sink, |queue| {
+            if penalty != 0.0 {
+                queue.measure()?;
+            }
+            // SAFETY: a thread has a pixel of its own.
+            unsafe { queue.launch(&KERNELS, "rise", queue.pixels(), &kernel)? };
+            if self.project { queue.project() } else { queue.clamp() }
+        })
+    }
+
     /// One step.
     fn step(&self, ball: Ball, direction: f64, slope: &Slope, origin: &[f32], x: &mut [f32]) {
         let rate = self.learning_rate.value();
@@ -131,6 +165,9 @@ impl Attack for GradientAscent {
         Entry::check(self).map_err(candle_core::Error::msg)?;
         let mut ascent = Ascent::new(self, self.stop, victim, x, goal, keys)?;
         let ball = ascent.ball();
+        if let Some(queue) = ascent.queue(self.loss, self.eot)? {
+            return self.run_queued(queue, goal.direction(), sink);
+        }
         ascent.run(sink, |ascent| {
             let mut slopes = ascent.gradient(self.loss, self.eot)?;
             ascent.advance(&mut slopes, |_, slope, origin, x| self.step(ball, goal.direction(), slope, origin, x));
@@ -144,6 +181,10 @@ impl Attack for GradientAscent {
 
     fn stays_inside(&self) -> bool {
         self.project
+    }
+
+    fn is_queued(&self) -> bool {
+        self.stop == Stop::None {}
     }
 
     fn steps(&self) -> Vec<usize> {

@@ -3,7 +3,8 @@
 //! To add one: write its file (parameters, arithmetic, reference, unit test) and name it in the `catalogue!` below. The
 //! parameter files, listings and contract tests take it from there. Attacks that take steps share the loop in `ascent`:
 //! it asks the victim, applies the stop rule, counts queries image by image, checks the ball and takes the snapshots, so
-//! that an attack is its step.
+//! that an attack is its step. On a GPU the steps of most run in `queue` instead, where nothing waits for the device between
+//! snapshots; such an attack says so ([`Attack::is_queued`]) and has its step as a kernel, too.
 
 mod adam;
 mod aggmo;
@@ -19,6 +20,7 @@ mod loss;
 mod momentum;
 mod none;
 mod pgd;
+mod queue;
 mod stop;
 mod uniform_noise;
 mod victim;

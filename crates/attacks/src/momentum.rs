@@ -1,13 +1,15 @@
 //! The momentum iterative method.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use game::{Entry, Fraction, Goal, Key, Norm};
+use gpu::kernels::{Parameters, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Attack, Cost, Eot, Guides, Loss, Mean, Snapshot, Stop, Victim,
     ascent::Ascent,
     check::{self, budget, number},
+    queue::{At, Queue},
 };
 
 /// Steps of constant length along a decaying sum of gradients, each divided by its l1 norm.
@@ -81,6 +83,42 @@ impl Entry for Momentum {
     }
 }
 
+const KERNELS: Source =
+    Source { name: "momentum", text: concat!(include_str!("queue/images.cu"), include_str!("momentum.cu")) };
+
+/// As its namesake in momentum.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Kernel {
+    at: At,
+    sum: u64,
+    decay: f64,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Kernel {}
+
+impl Momentum {
+    /// The same steps on the device.
+    fn run_queued(
+        &self,
+        mut queue: Queue<'_>,
+        step_size: f64,
+        sink: &mut dyn FnMut(Snapshot) -> Result<()>,
+    ) -> Result<()> {
+        let sum = queue.zeros(queue.pixels(), DType::F32)?;
+        let kernel = Kernel { at: queue.at(), sum, decay: self.decay };
+        queue.run(sink, |queue| {
+            // SAFETY: a thread has a partial sum, or a pixel, of its own.
+            unsafe {
+                queue.sum(&KERNELS, "lengths", &kernel)?;
+                queue.launch(&KERNELS, "momentum", queue.pixels(), &kernel)?;
+            }
+            queue.ascend(sum, step_size)?;
+            queue.project()
+        })
+    }
+}
+
 impl Attack for Momentum {
     fn run(
         &self,
@@ -96,6 +134,9 @@ impl Attack for Momentum {
         let (ball, step_size) = (ascent.ball(), goal.direction() * self.step_size.value());
         if self.random_start {
             ascent.start(|key, origin, x| ball.random_start(origin, key, x));
+        }
+        if let Some(queue) = ascent.queue(self.loss, self.eot)? {
+            return self.run_queued(queue, step_size, sink);
         }
         let mut sums = vec![vec![0.0f32; ascent.size()]; ascent.count()];
         ascent.run(sink, |ascent| {
@@ -116,6 +157,10 @@ impl Attack for Momentum {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn is_queued(&self) -> bool {
+        self.stop == Stop::None {}
     }
 
     fn steps(&self) -> Vec<usize> {

@@ -90,6 +90,12 @@ impl Attack for Pgd {
         if self.random_start {
             ascent.start(|key, origin, x| ball.random_start(origin, key, x));
         }
+        if let Some(queue) = ascent.queue(self.loss, self.eot)? {
+            return queue.run(sink, |queue| {
+                queue.ascend(queue.at().gradient, step_size)?;
+                queue.project()
+            });
+        }
         ascent.run(sink, |ascent| {
             let mut slopes = ascent.gradient(self.loss, self.eot)?;
             ascent.advance(&mut slopes, |_, slope, origin, x| {
@@ -102,6 +108,10 @@ impl Attack for Pgd {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn is_queued(&self) -> bool {
+        true
     }
 
     fn steps(&self) -> Vec<usize> {

@@ -153,7 +153,7 @@ impl std::fmt::Debug for Victim<'_> {
 }
 
 /// The keys of the defense and of the network, from those of the draws.
-fn split(draws: &[Key]) -> (Vec<Key>, Vec<Key>) {
+pub(crate) fn split(draws: &[Key]) -> (Vec<Key>, Vec<Key>) {
     draws.iter().map(|key| (key.at(0), key.at(1))).unzip()
 }
 
@@ -298,7 +298,7 @@ impl Victim<'_> {
     }
 
     /// The class each image's loss is about.
-    fn classes(&self, goal: &Goal, keys: &[Key]) -> Result<Vec<usize>> {
+    pub(crate) fn classes(&self, goal: &Goal, keys: &[Key]) -> Result<Vec<usize>> {
         let classes: Vec<usize> = goal.classes().iter().map(|&class| class as usize).collect();
         if classes.len() != keys.len() {
             bail!("{} images with a goal for {}", keys.len(), classes.len())
@@ -356,7 +356,7 @@ impl Victim<'_> {
     }
 
     /// Fails unless there is one key per image and room for an image.
-    fn check(&self, x: &Tensor, keys: &[Key]) -> Result<()> {
+    pub(crate) fn check(&self, x: &Tensor, keys: &[Key]) -> Result<()> {
         let (n, ..) = x.dims4()?;
         if n != keys.len() {
             bail!("{n} images with {} keys: a victim needs one key per image", keys.len())
@@ -411,14 +411,14 @@ impl Victim<'_> {
 
 /// One draw of one image.
 #[derive(Clone, Copy, Debug)]
-struct Draw {
+pub(crate) struct Draw {
     image: usize,
     key: Key,
 }
 
 impl Draw {
     /// All draws, those of one image together.
-    fn all(keys: &[Key], draws: usize) -> Vec<Self> {
+    pub(crate) fn all(keys: &[Key], draws: usize) -> Vec<Self> {
         let draws = 0..draws as u64;
         keys.iter()
             .enumerate()
@@ -426,7 +426,7 @@ impl Draw {
             .collect()
     }
 
-    fn keys(draws: &[Self]) -> Vec<Key> {
+    pub(crate) fn keys(draws: &[Self]) -> Vec<Key> {
         draws.iter().map(|draw| draw.key).collect()
     }
 

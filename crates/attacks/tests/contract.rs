@@ -2,6 +2,7 @@
 
 mod forms;
 mod golden;
+mod queued;
 mod small;
 
 use attacks::{Attack, Ball, Eot, Guides, Loss, Mean, Pgd, Snapshot, Spec, UniformNoise, Victim};
