@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Quantisation of the cosine transform of blocks. A thread makes a block.
 
 struct BlockDct {

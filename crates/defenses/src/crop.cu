@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Squares cut from images: `corners` are the row and column of each image's.
 
 struct Crop {

@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Multiplication of the Fourier coefficients, by four products with matrices of roots of unity. Of the columns' frequencies
 // only the first half is computed (`half` = width / 2 + 1): planes are real, and so is what comes out, for gains at opposite
 // frequencies are equal. Sums are in single precision, 16 terms at a time.

@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Gaussian blur along one axis after the other.
 
 struct Blur {

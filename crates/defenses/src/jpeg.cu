@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // JPEG's lossy part in libjpeg's integers, as in jpeg.rs. Planes are bytes.
 
 struct Jpeg {

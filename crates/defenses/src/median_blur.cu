@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Median filter, zeros outside.
 
 struct Median {

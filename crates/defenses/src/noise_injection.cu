@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Noise of a type of each image's own.
 
 // What one image meets. ADD: normal noise times `first + second * pixel`. HIT: a value whose uniform number is below `first`

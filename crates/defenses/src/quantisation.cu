@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Quantisation: every channel of every image has its scale, and the scale's reciprocal.
 
 struct Quantisation {

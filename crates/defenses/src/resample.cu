@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Bilinear resampling along rows and columns.
 
 struct Points {

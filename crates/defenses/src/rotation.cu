@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Rotation about the centre. A thread makes one pixel of all channels.
 
 struct Rotation {

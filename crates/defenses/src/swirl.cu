@@ -1,3 +1,4 @@
+// After crates/defenses/src/common.cu.
 // Swirl about a centre. A thread makes one pixel of all channels.
 
 struct Drawn {
