@@ -18,7 +18,12 @@ use artifact::{Exit, caught};
 use candle_core::Device;
 use clap::Parser;
 
-use crate::{check::Check, report::Report, speed::{Ceilings, Work}, torch::Theirs};
+use crate::{
+    check::Check,
+    report::Report,
+    speed::{Ceilings, Work},
+    torch::Theirs,
+};
 
 /// Checks a GPU against the CPU, then times gradient queries on it.
 ///
@@ -85,8 +90,11 @@ fn run(arguments: &Arguments, device: &Device) -> anyhow::Result<Exit> {
     Ok(if report.agrees() { Exit::Done } else { Exit::Failed })
 }
 
+/// Gradient queries per second.
+type Rates = Vec<(Work, f64)>;
+
 /// What the device can do at best, and how many gradient queries it answers.
-fn rates(device: &Device) -> anyhow::Result<(Option<Ceilings>, Vec<(Work, f64)>)> {
+fn rates(device: &Device) -> anyhow::Result<(Option<Ceilings>, Rates)> {
     let ceilings = Ceilings::measure(device)?;
     let mut ours = Vec::new();
     for work in speed::works() {

@@ -1,5 +1,4 @@
 //! cuBLAS's products of matrices (`libcublas.so.13`), column-major as there.
-#![expect(clippy::too_many_arguments, reason = "the signatures are cuBLAS's")]
 
 use std::ffi::{c_int, c_uint};
 
@@ -113,7 +112,8 @@ impl Product {
         let Self { m, n, k, a, b, c, scales: [alpha, beta], rounded, .. } = *self;
         let round = |x: f64| S::of(if rounded { tf32(x as f32).into() } else { x });
         // SAFETY: `run` has checked all three.
-        let first: Vec<S> = (0..k * m).map(|i| round(unsafe { read(a.kind, a.of(product), a.index(i % m, i / m)) })).collect();
+        let first: Vec<S> =
+            (0..k * m).map(|i| round(unsafe { read(a.kind, a.of(product), a.index(i % m, i / m)) })).collect();
         (0..n).into_par_iter().for_each(|column| {
             let mut sums = vec![S::default(); m];
             for row in 0..k {
@@ -171,7 +171,8 @@ macro_rules! cublas {
         #[allow(unused_unsafe, reason = "not every body needs it")]
         unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
             // SAFETY: the pointers are the caller's, as cuBLAS wants them.
-            code(stringify!($name), (|| -> Outcome { unsafe { $body } })())
+            let body = || -> Outcome { unsafe { $body } };
+            code(stringify!($name), body())
         }
     )*};
 }

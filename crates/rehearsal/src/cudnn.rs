@@ -1,7 +1,6 @@
 //! cuDNN's convolutions (`libcudnn.so.9`), by their first interface: descriptors and one call each.
 //!
 //! Each function is documented in NVIDIA's cuDNN API reference; the pointers are the caller's, as there.
-#![expect(clippy::too_many_arguments, reason = "the signatures are cuDNN's")]
 
 use std::ffi::{c_char, c_int, c_uint};
 
@@ -53,7 +52,7 @@ struct Activation {
 type Descriptor = Option<View>;
 
 unsafe fn borrow<'a, T>(handle: usize) -> Outcome<&'a mut T> {
-    if handle == 0 || handle % align_of::<T>() != 0 {
+    if handle == 0 || !handle.is_multiple_of(align_of::<T>()) {
         return fail(INVALID_HANDLE, format!("{handle:#x} is no handle or descriptor"));
     }
     // SAFETY: made by `Box::into_raw` here, and used by one thread at a time, as cuDNN asks.
@@ -102,7 +101,8 @@ unsafe fn problem(x: usize, w: usize, y: usize, convolution: usize) -> Outcome<P
     if (kind(convolution.sums)? == Kind::F64) != double || !matches!(kind(convolution.sums)?, Kind::F32 | Kind::F64) {
         return fail(NOT_SUPPORTED, format!("sums of type {} for numbers in {:?}", convolution.sums, x.kind));
     }
-    let problem = Problem { x, w, y, motion: Motion { groups: convolution.groups, tf32: convolution.math != 3, ..motion } };
+    let problem =
+        Problem { x, w, y, motion: Motion { groups: convolution.groups, tf32: convolution.math != 3, ..motion } };
     problem.check()?;
     Ok(problem)
 }
@@ -142,9 +142,8 @@ unsafe fn convolve(
     [alpha, beta]: [usize; 2],
 ) -> Outcome {
     // SAFETY: the caller's handle and scales.
-    let (stream, scales) = unsafe {
-        (borrow::<Handle>(handle)?.stream, [scale(alpha, problem.x.kind)?, scale(beta, problem.x.kind)?])
-    };
+    let (stream, scales) =
+        unsafe { (borrow::<Handle>(handle)?.stream, [scale(alpha, problem.x.kind)?, scale(beta, problem.x.kind)?]) };
     stream::submit(stream, move || {
         check_workspace(&problem, work, bytes)?;
         problem.run(wanted, places, scales)
@@ -157,7 +156,8 @@ macro_rules! cudnn {
         #[allow(unused_unsafe, reason = "not every body needs it")]
         unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
             // SAFETY: the pointers are the caller's, as cuDNN wants them.
-            code(stringify!($name), (|| -> Outcome { unsafe { $body } })())
+            let body = || -> Outcome { unsafe { $body } };
+            code(stringify!($name), body())
         }
     )*};
 }
@@ -198,7 +198,13 @@ struct Performance {
 }
 
 /// Names algorithms, the quickest first.
-unsafe fn offer(problem: &Problem, algorithms: &[(c_uint, bool)], room: c_int, count: *mut c_int, to: *mut Performance) -> Outcome {
+unsafe fn offer(
+    problem: &Problem,
+    algorithms: &[(c_uint, bool)],
+    room: c_int,
+    count: *mut c_int,
+    to: *mut Performance,
+) -> Outcome {
     if room < 1 || count.is_null() || to.is_null() {
         return fail(INVALID_VALUE, "no room for an answer");
     }
@@ -207,7 +213,15 @@ unsafe fn offer(problem: &Problem, algorithms: &[(c_uint, bool)], room: c_int, c
         let math = if problem.motion.tf32 { 1 } else { 3 };
         let time = (1 + i) as f32;
         let memory = workspace(problem);
-        let row = Performance { algorithm, status: 0, time, memory, determinism: deterministic.into(), math, reserved: [0; 3] };
+        let row = Performance {
+            algorithm,
+            status: 0,
+            time,
+            memory,
+            determinism: deterministic.into(),
+            math,
+            reserved: [0; 3],
+        };
         // SAFETY: the caller has room for so many.
         unsafe { to.add(i).write(row) };
     }
@@ -512,3 +526,6 @@ extern "C" fn cudnnGetErrorString(code: u32) -> *const c_char {
     };
     text.as_ptr()
 }
+
+#[cfg(test)]
+mod tests;

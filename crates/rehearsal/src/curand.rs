@@ -41,6 +41,13 @@ macro_rules! refused {
     )*};
 }
 refused!(
-    curandGenerate, curandGenerateUniform, curandGenerateUniformDouble, curandGenerateNormal, curandGenerateNormalDouble,
-    curandGenerateLongLong, curandGenerateLogNormal, curandGenerateLogNormalDouble, curandGeneratePoisson
+    curandGenerate,
+    curandGenerateUniform,
+    curandGenerateUniformDouble,
+    curandGenerateNormal,
+    curandGenerateNormalDouble,
+    curandGenerateLongLong,
+    curandGenerateLogNormal,
+    curandGenerateLogNormalDouble,
+    curandGeneratePoisson
 );

@@ -1,7 +1,6 @@
 //! The driver's functions (`libcuda.so.1`), as far as the program calls them.
 //!
 //! Each is documented in NVIDIA's CUDA Driver API; the pointers are the caller's, as there.
-#![expect(clippy::too_many_arguments, reason = "the signatures are the driver's")]
 
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
@@ -15,7 +14,8 @@ use std::{
 
 use crate::{
     failure::{
-        ILLEGAL_ADDRESS, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NAMES, NOT_FOUND, NOT_SUPPORTED, Outcome, complain, fail, trace,
+        ILLEGAL_ADDRESS, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NAMES, NOT_FOUND, NOT_SUPPORTED, Outcome,
+        complain, fail, trace,
     },
     memory,
     ptx::{self, Grid, Kernel, Module},
@@ -56,7 +56,8 @@ macro_rules! driver {
         #[allow(unused_unsafe, reason = "not every body needs it")]
         unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
             // SAFETY: the pointers are the caller's, as the driver wants them.
-            code(stringify!($name), (|| -> Outcome { unsafe { $body } })())
+            let body = || -> Outcome { unsafe { $body } };
+            code(stringify!($name), body())
         }
     )*};
 }
@@ -73,7 +74,7 @@ fn device(device: c_int) -> Outcome {
 /// What an H100 says about itself.
 fn attribute(number: c_int) -> c_int {
     match number {
-        1 | 2 | 3 => 1024,
+        1..=3 => 1024,
         4 => 64,
         5 => i32::MAX,
         6 | 7 => 65_535,
@@ -112,7 +113,7 @@ struct Loaded {
 }
 
 unsafe fn borrow<'a, T>(handle: usize) -> Outcome<&'a T> {
-    if handle == 0 || handle % align_of::<T>() != 0 {
+    if handle == 0 || !handle.is_multiple_of(align_of::<T>()) {
         return fail(INVALID_HANDLE, format!("{handle:#x} is no handle"));
     }
     // SAFETY: handles are made by `Box::into_raw` or `Arc::into_raw` here, and the caller has this one from us.
@@ -403,10 +404,25 @@ macro_rules! lacking {
 
 // What cudarc could call and this program does not: said rather than answered with "no device".
 lacking!(
-    cuCtxCreate_v3, cuCtxCreate_v4, cuCtxDestroy_v2, cuDestroyExternalMemory, cuExternalMemoryGetMappedBuffer,
-    cuImportExternalMemory, cuMemAdvise_v2, cuMemAllocManaged, cuMemPoolCreate, cuMemPoolDestroy, cuMemPrefetchAsync_v2,
-    cuOccupancyAvailableDynamicSMemPerBlock, cuOccupancyMaxActiveClusters, cuOccupancyMaxPotentialClusterSize,
-    cuStreamAttachMemAsync, cuLaunchKernelEx, cuGetProcAddress_v2, cuMemcpy2D_v2, cuMemcpy2DAsync_v2
+    cuCtxCreate_v3,
+    cuCtxCreate_v4,
+    cuCtxDestroy_v2,
+    cuDestroyExternalMemory,
+    cuExternalMemoryGetMappedBuffer,
+    cuImportExternalMemory,
+    cuMemAdvise_v2,
+    cuMemAllocManaged,
+    cuMemPoolCreate,
+    cuMemPoolDestroy,
+    cuMemPrefetchAsync_v2,
+    cuOccupancyAvailableDynamicSMemPerBlock,
+    cuOccupancyMaxActiveClusters,
+    cuOccupancyMaxPotentialClusterSize,
+    cuStreamAttachMemAsync,
+    cuLaunchKernelEx,
+    cuGetProcAddress_v2,
+    cuMemcpy2D_v2,
+    cuMemcpy2DAsync_v2
 );
 
 /// NVRTC asks for a table of functions that is nowhere documented, and does without it.
@@ -464,7 +480,7 @@ fn with_host(on: usize, to: u64, from: u64, bytes: usize, device: [bool; 2]) -> 
 fn fill<T: Copy + Send + Sync + 'static>(on: usize, to: u64, value: T, count: usize) -> Outcome {
     stream::submit(on, move || {
         memory::check(to, count * size_of::<T>(), "a fill")?;
-        if to % align_of::<T>() as u64 != 0 {
+        if !to.is_multiple_of(align_of::<T>() as u64) {
             return fail(INVALID_VALUE, "a fill of words that are not aligned");
         }
         // SAFETY: live and aligned.
@@ -524,3 +540,6 @@ unsafe fn elapsed(to: *mut f32, start: usize, end: usize) -> Outcome {
     // SAFETY: the caller's room.
     unsafe { answer(to, time) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::{
     alloc::Layout,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -31,7 +31,10 @@ impl Ranges {
             Some((_, end)) if bytes as u64 <= end - address => Ok(()),
             Some((start, end)) => fail(
                 ILLEGAL_ADDRESS,
-                format!("{what}: {bytes} bytes from {address:#x} reach beyond the allocation of {} bytes there", end - start),
+                format!(
+                    "{what}: {bytes} bytes from {address:#x} reach beyond the allocation of {} bytes there",
+                    end - start
+                ),
             ),
             None => fail(ILLEGAL_ADDRESS, format!("{what}: {address:#x} lies in no live allocation")),
         }
@@ -44,9 +47,22 @@ struct Table {
     used: usize,
     most: usize,
     snapshot: Option<Arc<Ranges>>,
+    /// What was freed last, kept from the host so that its addresses are not soon used again.
+    freed: VecDeque<(u64, usize)>,
+    freed_bytes: usize,
 }
 
-static TABLE: Mutex<Table> = Mutex::new(Table { live: BTreeMap::new(), used: 0, most: 0, snapshot: None });
+/// Bytes of freed memory that are kept.
+const KEPT: usize = 256 << 20;
+
+static TABLE: Mutex<Table> = Mutex::new(Table {
+    live: BTreeMap::new(),
+    used: 0,
+    most: 0,
+    snapshot: None,
+    freed: VecDeque::new(),
+    freed_bytes: 0,
+});
 
 fn table() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -106,9 +122,15 @@ pub fn free(address: u64) -> Outcome {
     };
     table.used -= bytes;
     table.snapshot = None;
-    if let Some(layout) = layout(bytes) {
-        // SAFETY: allocated with this layout, `ALIGN` bytes before the address.
-        unsafe { std::alloc::dealloc((address as usize - ALIGN) as *mut u8, layout) };
+    table.freed.push_back((address, bytes));
+    table.freed_bytes += bytes;
+    while table.freed_bytes > KEPT {
+        let Some((address, bytes)) = table.freed.pop_front() else { break };
+        table.freed_bytes -= bytes;
+        if let Some(layout) = layout(bytes) {
+            // SAFETY: allocated with this layout, `ALIGN` bytes before the address.
+            unsafe { std::alloc::dealloc((address as usize - ALIGN) as *mut u8, layout) };
+        }
     }
     Ok(())
 }

@@ -96,7 +96,14 @@ fn odd(value: f64, error: f64) -> f64 {
 }
 
 /// Takes a number that was rounded to the nearest to the side that is asked for; `exact` compares it with what it stands for.
-fn direct<T: Copy>(near: T, exact: std::cmp::Ordering, negative: bool, round: Round, down: fn(T) -> T, up: fn(T) -> T) -> T {
+fn direct<T: Copy>(
+    near: T,
+    exact: std::cmp::Ordering,
+    negative: bool,
+    round: Round,
+    down: fn(T) -> T,
+    up: fn(T) -> T,
+) -> T {
     use std::cmp::Ordering::{Equal, Greater, Less};
     let up_wanted = round == Round::Up || round == Round::Zero && negative;
     match exact {
@@ -260,14 +267,19 @@ mod tests {
         let half_unit = 2f64.powi(-11);
         assert_eq!(f16::narrow(1.0 + half_unit, 0.0, Round::Nearest), f16::ONE);
         assert_eq!(f16::narrow(1.0 + half_unit, 1e-20, Round::Nearest).to_bits(), f16::ONE.to_bits() + 1);
-        assert_eq!(f16::narrow(1.0 + half_unit + 2f64.powi(-50), 0.0, Round::Nearest).to_bits(), f16::ONE.to_bits() + 1);
+        assert_eq!(
+            f16::narrow(1.0 + half_unit + 2f64.powi(-50), 0.0, Round::Nearest).to_bits(),
+            f16::ONE.to_bits() + 1
+        );
         assert_eq!(bf16::narrow(-1.0 - 1e-9, 0.0, Round::Zero), -bf16::ONE);
         assert_eq!(bf16::narrow(-1.0 - 1e-9, 0.0, Round::Down).to_bits(), (-bf16::ONE).to_bits() + 1);
         for bits in (0..=u16::MAX).step_by(7) {
             let (x, y) = (bf16::from_bits(bits), bf16::from_bits(bits.wrapping_mul(31)));
             let sum = bf16::from_f32(x.to_f32() + y.to_f32());
             let ours = Real::add(x, y, Round::Nearest);
-            assert!(ours == sum || ours.is_nan() && sum.is_nan() || (x.to_f64() / y.to_f64()).abs().log2().abs() > 15.0);
+            assert!(
+                ours == sum || ours.is_nan() && sum.is_nan() || (x.to_f64() / y.to_f64()).abs().log2().abs() > 15.0
+            );
         }
     }
 

@@ -9,7 +9,8 @@ use std::{
 
 use crate::{
     failure::{
-        CAPTURE_INVALIDATED, CAPTURE_ISOLATION, CAPTURE_UNMATCHED, CAPTURE_UNSUPPORTED, CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, Outcome, fail,
+        CAPTURE_INVALIDATED, CAPTURE_ISOLATION, CAPTURE_UNMATCHED, CAPTURE_UNSUPPORTED, CAPTURED_EVENT, INVALID_HANDLE,
+        INVALID_VALUE, Outcome, fail,
     },
     memory,
 };
@@ -279,7 +280,9 @@ pub fn query(event: Handle) -> Outcome<Option<Instant>> {
 
 pub fn wait(stream: Handle, event: Handle) -> Outcome {
     with(|state| {
-        let Some(&event) = state.events.get(&event) else { return fail(INVALID_HANDLE, format!("{event:#x} is no event")) };
+        let Some(&event) = state.events.get(&event) else {
+            return fail(INVALID_HANDLE, format!("{event:#x} is no event"));
+        };
         let captured = state.capture(stream)?.map(|(number, _)| number);
         match (captured, event) {
             (None, Event::Captured(number)) => {

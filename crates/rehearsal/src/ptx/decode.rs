@@ -152,7 +152,11 @@ fn tokens(body: &str) -> Vec<Token<'_>> {
                 tokens.push(Token::Statement(so_far));
                 (start, label) = (at + 1, false);
             }
-            ':' if !label && !so_far.is_empty() && !so_far.contains(char::is_whitespace) && !body[at + 1..].starts_with(':') => {
+            ':' if !label
+                && !so_far.is_empty()
+                && !so_far.contains(char::is_whitespace)
+                && !body[at + 1..].starts_with(':') =>
+            {
                 tokens.push(Token::Label(so_far));
                 start = at + 1;
             }
@@ -350,7 +354,9 @@ impl Builder<'_> {
 
     /// Puts a function's steps where it is called; its parameters are the caller's.
     fn call(&mut self, operands: &[&str], text: &str) -> Result<(), String> {
-        let list = |text: &str| split(text.trim_start_matches('(').trim_end_matches(')')).into_iter().map(str::to_owned).collect();
+        let list = |text: &str| {
+            split(text.trim_start_matches('(').trim_end_matches(')')).into_iter().map(str::to_owned).collect()
+        };
         let (results, name, arguments): (Vec<String>, &str, Vec<String>) = match operands {
             [results, name, arguments] if results.starts_with('(') => (list(results), name, list(arguments)),
             [results, name] if results.starts_with('(') => (list(results), name, Vec::new()),

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::decode::{Action, Kernel, Special};
 use crate::{
     failure::{
-        Failure, ILLEGAL_ADDRESS, ILLEGAL_INSTRUCTION, INVALID_VALUE, LAUNCH_FAILED, MISALIGNED_ADDRESS, OUT_OF_RESOURCES,
-        Outcome, fail,
+        Failure, ILLEGAL_ADDRESS, ILLEGAL_INSTRUCTION, INVALID_VALUE, LAUNCH_FAILED, MISALIGNED_ADDRESS,
+        OUT_OF_RESOURCES, Outcome, fail,
     },
     memory::{self, Ranges, UNWRITTEN},
 };
@@ -57,11 +57,17 @@ impl Grid {
             return fail(INVALID_VALUE, format!("{self:?}: too many blocks or threads"));
         }
         if count > kernel.most_threads {
-            return fail(OUT_OF_RESOURCES, format!("{self:?}: the kernel is made for {} threads a block", kernel.most_threads));
+            return fail(
+                OUT_OF_RESOURCES,
+                format!("{self:?}: the kernel is made for {} threads a block", kernel.most_threads),
+            );
         }
         let most = most_dynamic.max(49_152usize.saturating_sub(kernel.shared));
         if shared > most || shared + kernel.shared > MOST_SHARED {
-            return fail(INVALID_VALUE, format!("{self:?}: {} bytes of shared memory of its own and {most} more allowed", kernel.shared));
+            return fail(
+                INVALID_VALUE,
+                format!("{self:?}: {} bytes of shared memory of its own and {most} more allowed", kernel.shared),
+            );
         }
         Ok(())
     }
@@ -157,9 +163,13 @@ impl Warp<'_> {
         }
         match space {
             Space::Global => self.global(address, bytes),
-            Space::Shared => self.inside(address, bytes, self.shared_bytes, "shared").map(|at| self.shared.wrapping_add(at)),
+            Space::Shared => {
+                self.inside(address, bytes, self.shared_bytes, "shared").map(|at| self.shared.wrapping_add(at))
+            }
             Space::Local => self.local(lane, address, bytes),
-            Space::Parameters => self.inside(address, bytes, self.parameters.len(), "parameter").map(|at| self.parameters.as_ptr().wrapping_add(at).cast_mut()),
+            Space::Parameters => self
+                .inside(address, bytes, self.parameters.len(), "parameter")
+                .map(|at| self.parameters.as_ptr().wrapping_add(at).cast_mut()),
             Space::Generic => match address & (3 << 60) {
                 SHARED => self.place(Space::Shared, lane, address - SHARED, bytes),
                 LOCAL => self.local(lane, address - LOCAL, bytes),
@@ -258,7 +268,9 @@ impl Warp<'_> {
                     let mut parts = Vec::new();
                     for (number, &to) in targets.iter().enumerate() {
                         let mut lanes = 0;
-                        each(active, |lane| lanes |= u32::from(self.slots[*slot].0[lane] as u32 as usize == number) << lane);
+                        each(active, |lane| {
+                            lanes |= u32::from(self.slots[*slot].0[lane] as u32 as usize == number) << lane
+                        });
                         parts.push((to, lanes));
                     }
                     if parts.iter().fold(0, |all, part| all | part.1) != active {
@@ -291,7 +303,10 @@ impl Warp<'_> {
                 }
                 Action::Barrier => {
                     if active != self.lanes {
-                        return fail(LAUNCH_FAILED, format!("{}: a barrier under a predicate that not all lanes share", step.text));
+                        return fail(
+                            LAUNCH_FAILED,
+                            format!("{}: a barrier under a predicate that not all lanes share", step.text),
+                        );
                     }
                     self.others.push(Group { at: self.at + 1, lanes: active, state: State::Barrier });
                     self.lanes = 0;
@@ -491,7 +506,8 @@ pub fn launch(kernel: &Kernel, grid: Grid, most_dynamic: usize, parameters: &[u8
         let [x, y] = [u64::from(grid.blocks[0]), u64::from(grid.blocks[1])];
         [(number % x) as u32, (number / x % y) as u32, (number / (x * y)) as u32]
     };
-    let failed = |block: [u32; 3]| move |failure: Failure| failure.within(&format!("kernel {}, block {block:?}", kernel.name));
+    let failed =
+        |block: [u32; 3]| move |failure: Failure| failure.within(&format!("kernel {}, block {block:?}", kernel.name));
     let one = |bench: &mut Bench<'_>, number: u64| {
         let block = place(number);
         bench.block(kernel, grid, block).map_err(failed(block))
@@ -501,5 +517,8 @@ pub fn launch(kernel: &Kernel, grid: Grid, most_dynamic: usize, parameters: &[u8
     }
     let least = (blocks as usize / (16 * rayon::current_num_threads())).max(1);
     let bench = || Bench::new(kernel, grid, parameters, &memory);
-    (0..blocks as usize).into_par_iter().with_min_len(least).try_for_each_init(bench, |bench, number| one(bench, number as u64))
+    (0..blocks as usize)
+        .into_par_iter()
+        .with_min_len(least)
+        .try_for_each_init(bench, |bench, number| one(bench, number as u64))
 }

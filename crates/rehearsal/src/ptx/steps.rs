@@ -1,6 +1,10 @@
 //! Instructions, one by one (PTX ISA 9.0, chapter 9).
+#![expect(clippy::unnecessary_cast, reason = "one body is written for every type")]
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::{
+    cmp::Ordering,
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst},
+};
 
 use half::{bf16, f16};
 
@@ -20,14 +24,38 @@ type Decoded = Result<Option<Action>, String>;
 macro_rules! integers {
     ($kind:expr, $T:ident => $body:expr) => {
         match $kind {
-            "u8" | "b8" => { type $T = u8; Some($body) }
-            "u16" | "b16" => { type $T = u16; Some($body) }
-            "u32" | "b32" => { type $T = u32; Some($body) }
-            "u64" | "b64" => { type $T = u64; Some($body) }
-            "s8" => { type $T = i8; Some($body) }
-            "s16" => { type $T = i16; Some($body) }
-            "s32" => { type $T = i32; Some($body) }
-            "s64" => { type $T = i64; Some($body) }
+            "u8" | "b8" => {
+                type $T = u8;
+                Some($body)
+            }
+            "u16" | "b16" => {
+                type $T = u16;
+                Some($body)
+            }
+            "u32" | "b32" => {
+                type $T = u32;
+                Some($body)
+            }
+            "u64" | "b64" => {
+                type $T = u64;
+                Some($body)
+            }
+            "s8" => {
+                type $T = i8;
+                Some($body)
+            }
+            "s16" => {
+                type $T = i16;
+                Some($body)
+            }
+            "s32" => {
+                type $T = i32;
+                Some($body)
+            }
+            "s64" => {
+                type $T = i64;
+                Some($body)
+            }
             _ => None,
         }
     };
@@ -37,10 +65,22 @@ macro_rules! integers {
 macro_rules! reals {
     ($kind:expr, $T:ident => $body:expr) => {
         match $kind {
-            "f16" => { type $T = f16; Some($body) }
-            "bf16" => { type $T = bf16; Some($body) }
-            "f32" => { type $T = f32; Some($body) }
-            "f64" => { type $T = f64; Some($body) }
+            "f16" => {
+                type $T = f16;
+                Some($body)
+            }
+            "bf16" => {
+                type $T = bf16;
+                Some($body)
+            }
+            "f32" => {
+                type $T = f32;
+                Some($body)
+            }
+            "f64" => {
+                type $T = f64;
+                Some($body)
+            }
             _ => None,
         }
     };
@@ -54,10 +94,7 @@ fn map1<T: Bits, R: Bits>(d: usize, a: usize, f: impl Fn(T) -> R + Send + Sync +
     }))
 }
 
-fn map2<T: Bits, U: Bits, R: Bits>(
-    [d, a, b]: [usize; 3],
-    f: impl Fn(T, U) -> R + Send + Sync + 'static,
-) -> Action {
+fn map2<T: Bits, U: Bits, R: Bits>([d, a, b]: [usize; 3], f: impl Fn(T, U) -> R + Send + Sync + 'static) -> Action {
     Action::Compute(Box::new(move |warp| {
         let (d, a, b) = (warp.slot(d), warp.slot(a), warp.slot(b));
         // SAFETY: as in `map1`.
@@ -79,7 +116,11 @@ fn map3<T: Bits, U: Bits, V: Bits, R: Bits>(
 }
 
 /// A predicate of two numbers.
-fn test<T: Bits>(a: usize, b: usize, f: impl Fn(T, T) -> bool + Send + Sync + 'static) -> impl Fn(&mut Warp<'_>) -> u32 {
+fn test<T: Bits>(
+    a: usize,
+    b: usize,
+    f: impl Fn(T, T) -> bool + Send + Sync + 'static,
+) -> impl Fn(&mut Warp<'_>) -> u32 {
     move |warp| {
         let (a, b) = (warp.slot(a), warp.slot(b));
         let mut lanes = 0;
@@ -137,11 +178,7 @@ fn real1<T: Real>(d: usize, a: usize, manner: Manner, f: impl Fn(T) -> T + Send 
     map1(d, a, move |x: T| manner.give(f(manner.take(x))))
 }
 
-fn real2<T: Real>(
-    slots: [usize; 3],
-    manner: Manner,
-    f: impl Fn(T, T, Round) -> T + Send + Sync + 'static,
-) -> Action {
+fn real2<T: Real>(slots: [usize; 3], manner: Manner, f: impl Fn(T, T, Round) -> T + Send + Sync + 'static) -> Action {
     if manner.is_plain() {
         return map2(slots, move |x: T, y: T| f(x, y, Round::Nearest));
     }
@@ -173,11 +210,11 @@ pub fn action(b: &mut Builder<'_>, op: &str, o: &[&str]) -> Decoded {
     let (name, words) = (words[0], &words[1..]);
     let kind = words.last().copied().unwrap_or_default();
     let found = match name {
-        "add" | "sub" | "mul" | "div" | "rem" | "min" | "max" | "abs" | "neg" | "mad" | "fma" | "addc" | "subc" | "madc" | "copysign"
-        | "mul24" | "mad24" | "sad" => arithmetic(b, name, words, kind, o)?,
+        "add" | "sub" | "mul" | "div" | "rem" | "min" | "max" | "abs" | "neg" | "mad" | "fma" | "addc" | "subc"
+        | "madc" | "copysign" | "mul24" | "mad24" | "sad" => arithmetic(b, name, words, kind, o)?,
         "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "ex2" | "lg2" | "tanh" => transcendental(b, name, words, kind, o)?,
-        "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "bfe" | "bfi" | "prmt" | "popc" | "clz"
-        | "brev" | "bfind" => bitwise(b, name, words, kind, o)?,
+        "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "shf" | "lop3" | "bfe" | "bfi" | "prmt" | "popc"
+        | "clz" | "brev" | "bfind" => bitwise(b, name, words, kind, o)?,
         "setp" | "set" | "selp" | "slct" | "testp" => choice(b, name, words, kind, o)?,
         "mov" => movement(b, kind, o)?,
         "cvt" => convert(b, words, o)?,
@@ -188,7 +225,8 @@ pub fn action(b: &mut Builder<'_>, op: &str, o: &[&str]) -> Decoded {
         "shfl" | "vote" | "redux" | "activemask" | "match" => together(b, name, words, kind, o)?,
         "bar" | "barrier" => barrier(b, words, o)?,
         // Everything is in order and in memory as soon as it is done.
-        "membar" | "fence" | "prefetch" | "prefetchu" | "nanosleep" | "discard" | "applypriority" | "griddepcontrol" => return Ok(None),
+        "membar" | "fence" | "prefetch" | "prefetchu" | "nanosleep" | "discard" | "applypriority"
+        | "griddepcontrol" => return Ok(None),
         "trap" | "brkpt" => Some(Action::Fail(ILLEGAL_INSTRUCTION, "a trap".to_owned())),
         _ => None,
     };
@@ -327,7 +365,8 @@ fn pairs(b: &mut Builder<'_>, name: &str, manner: Manner, kind: &str, o: &[&str]
     fn both<T: Real>(f: impl Fn(T, T, T) -> T + Send + Sync + 'static) -> impl Fn(u32, u32, u32) -> u32 {
         move |x, y, z| {
             let half = |shift: u32| {
-                f(T::of((x >> shift).into()), T::of((y >> shift).into()), T::of((z >> shift).into())).bits() as u32 & 0xFFFF
+                f(T::of((x >> shift).into()), T::of((y >> shift).into()), T::of((z >> shift).into())).bits() as u32
+                    & 0xFFFF
             };
             half(0) | half(16) << 16
         }
@@ -368,7 +407,8 @@ fn carried(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&st
     let minus = name.starts_with("sub");
     let mask = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
     let signed = kind.starts_with('s');
-    let extend = move |x: u64| if signed { ((x << (64 - bits)) as i64 >> (64 - bits)) as i128 } else { (x & mask) as i128 };
+    let extend =
+        move |x: u64| if signed { ((x << (64 - bits)) as i64 >> (64 - bits)) as i128 } else { (x & mask) as i128 };
     Ok(Some(Action::Compute(Box::new(move |warp| {
         let (d, x, y, z) = (warp.slot(d), warp.slot(x), warp.slot(y), warp.slot(z));
         let (before, mut after) = (warp.holds(carry), 0u32);
@@ -407,9 +447,12 @@ fn transcendental(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o
     let [d, a] = slots(b, o, kind)?;
     // The hardware's quick reciprocals of doubles have an upper word only.
     let short = approximate && kind == "f64";
-    let wide = |f: fn(f64) -> f64| move |x: f64| if short { f64::from_bits(f(x).to_bits() & !0xFFFF_FFFF) } else { f(x) };
+    let wide =
+        |f: fn(f64) -> f64| move |x: f64| if short { f64::from_bits(f(x).to_bits() & !0xFFFF_FFFF) } else { f(x) };
     Ok(match name {
-        "rcp" if !approximate => reals!(kind, T => real1(d, a, manner, move |x: T| T::narrow(1.0, 0.0, Round::Nearest).div(x, manner.round))),
+        "rcp" if !approximate => {
+            reals!(kind, T => real1(d, a, manner, move |x: T| T::narrow(1.0, 0.0, Round::Nearest).div(x, manner.round)))
+        }
         "sqrt" if !approximate => reals!(kind, T => real1(d, a, manner, move |x: T| Real::sqrt(x, manner.round))),
         _ => {
             let f = wide(match name {
@@ -491,7 +534,13 @@ fn bitwise(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&st
             let signed = kind.starts_with('s');
             Some(map3(at, move |x: u64, from: u32, length: u32| {
                 let (from, length) = (from & 0xFF, length & 0xFF);
-                let x = if bits == 32 { if signed { x as i32 as i64 as i128 } else { i128::from(x as u32) } } else if signed { i128::from(x as i64) } else { i128::from(x) };
+                let x = if bits == 32 {
+                    if signed { x as i32 as i64 as i128 } else { i128::from(x as u32) }
+                } else if signed {
+                    i128::from(x as i64)
+                } else {
+                    i128::from(x)
+                };
                 if length == 0 {
                     return 0;
                 }
@@ -499,7 +548,9 @@ fn bitwise(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&st
                 let field = x >> from.min(bits);
                 let kept = end.saturating_sub(from);
                 if signed {
-                    if kept == 0 { return (x >> (bits - 1)) as u64; }
+                    if kept == 0 {
+                        return (x >> (bits - 1)) as u64;
+                    }
                     let shift = 128 - kept;
                     (field << shift >> shift) as u64
                 } else {
@@ -557,12 +608,15 @@ fn bitwise(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&st
     })
 }
 
+/// Yields the lanes for which something holds.
+type Test = Box<dyn Fn(&mut Warp<'_>) -> u32 + Send + Sync>;
+
 /// What two numbers are compared by, as a step that yields the lanes for which it holds.
-fn comparison(op: &str, kind: &str, flush: bool, a: usize, b: usize) -> Option<Box<dyn Fn(&mut Warp<'_>) -> u32 + Send + Sync>> {
+fn comparison(op: &str, kind: &str, flush: bool, a: usize, b: usize) -> Option<Test> {
     macro_rules! compare {
         ($T:ty, $f:expr) => {{
             let f = $f;
-            Some(Box::new(test::<$T>(a, b, f)) as Box<dyn Fn(&mut Warp<'_>) -> u32 + Send + Sync>)
+            Some(Box::new(test::<$T>(a, b, f)) as Test)
         }};
     }
     if let Some(found) = integers!(kind, T => match op {
@@ -587,10 +641,10 @@ fn comparison(op: &str, kind: &str, flush: bool, a: usize, b: usize) -> Option<B
             "ge" => compare!(T, move |x, y| w(x) >= w(y)),
             "equ" => compare!(T, move |x, y| !(w(x) < w(y) || w(x) > w(y))),
             "neu" => compare!(T, move |x, y| w(x) != w(y)),
-            "ltu" => compare!(T, move |x, y| !(w(x) >= w(y))),
-            "leu" => compare!(T, move |x, y| !(w(x) > w(y))),
-            "gtu" => compare!(T, move |x, y| !(w(x) <= w(y))),
-            "geu" => compare!(T, move |x, y| !(w(x) < w(y))),
+            "ltu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_lt)),
+            "leu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_le)),
+            "gtu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_gt)),
+            "geu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_ge)),
             "num" => compare!(T, move |x, y| !w(x).is_nan() && !w(y).is_nan()),
             "nan" => compare!(T, move |x, y| w(x).is_nan() || w(y).is_nan()),
             _ => None,
@@ -626,7 +680,8 @@ fn choice(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&str
             };
             Ok(Some(Action::Compute(Box::new(move |warp| {
                 let holds = compare(warp);
-                let third = third.map_or(0, |(slot, negated)| if negated { !warp.holds(slot) } else { warp.holds(slot) });
+                let third =
+                    third.map_or(0, |(slot, negated)| if negated { !warp.holds(slot) } else { warp.holds(slot) });
                 if let Some(q) = q {
                     warp.set(q, joined(!holds, third));
                 }
@@ -656,7 +711,9 @@ fn choice(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&str
             Ok(Some(Action::Compute(Box::new(move |warp| {
                 let (d, x, y, holds) = (warp.slot(d), warp.slot(x), warp.slot(y), warp.holds(p));
                 // SAFETY: as in `map1`.
-                each(warp.active, |lane| unsafe { (*d)[lane] = if holds >> lane & 1 == 1 { (*x)[lane] } else { (*y)[lane] } });
+                each(warp.active, |lane| unsafe {
+                    (*d)[lane] = if holds >> lane & 1 == 1 { (*x)[lane] } else { (*y)[lane] }
+                });
             }))))
         }
         ("slct", 4) => {
@@ -700,13 +757,15 @@ fn movement(b: &mut Builder<'_>, kind: &str, o: &[&str]) -> Found {
         let inner = text.strip_prefix('{')?.strip_suffix('}')?;
         Some(inner.split(',').map(|text| text.trim().to_owned()).collect())
     };
-    let part = |n: usize| Ok::<_, String>(match bytes / n {
-        1 => "b8",
-        2 => "b16",
-        4 => "b32",
-        8 => "b64",
-        _ => return Err("vectors of this kind are not supported".to_owned()),
-    });
+    let part = |n: usize| {
+        Ok::<_, String>(match bytes / n {
+            1 => "b8",
+            2 => "b16",
+            4 => "b32",
+            8 => "b64",
+            _ => return Err("vectors of this kind are not supported".to_owned()),
+        })
+    };
     if let Some(parts) = list(from) {
         let kind = part(parts.len())?;
         let bits = 8 * bytes / parts.len();
@@ -719,7 +778,8 @@ fn movement(b: &mut Builder<'_>, kind: &str, o: &[&str]) -> Found {
             each(warp.active, |lane| {
                 // SAFETY: as in `map1`.
                 unsafe {
-                    let joined = parts.iter().enumerate().fold(0, |all, (i, part)| all | ((**part)[lane] & mask) << (i * bits));
+                    let joined =
+                        parts.iter().enumerate().fold(0, |all, (i, part)| all | ((**part)[lane] & mask) << (i * bits));
                     (*d)[lane] = joined;
                 }
             });
@@ -749,9 +809,8 @@ fn movement(b: &mut Builder<'_>, kind: &str, o: &[&str]) -> Found {
     Ok(Some(map1(d, a, |x: u64| x)))
 }
 
-/// Integers of all widths.
-fn narrow(x: i128, kind: &str) -> impl Fn(i128) -> u64 + use<> {
-    let _ = x;
+/// Cuts an integer to a type, and extends it as that type is to the lanes' 64 bits.
+fn narrow(kind: &str) -> impl Fn(i128) -> u64 + use<> {
     let bits = 8 * text::size_of(kind).unwrap_or(8) as u32;
     let signed = kind.starts_with('s');
     move |x: i128| {
@@ -790,7 +849,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     if let (true, [d, high, low]) = (to.ends_with("x2"), o) {
         let at = [b.write(d, "b32")?, b.read(high, from)?, b.read(low, from)?];
         let to = to.trim_end_matches("x2");
-        let clip = move |x: f32| if relu && !(x > 0.0) { 0.0 } else { x };
+        let clip = move |x: f32| if relu && x < 0.0 { 0.0 } else { x };
         return Ok(reals!(to, T => map2(at, move |high: f32, low: f32| {
             let half = |x: f32| T::narrow(clip(x).into(), 0.0, manner.round).bits() as u32 & 0xFFFF;
             half(high) << 16 | half(low)
@@ -801,7 +860,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     let saturating = manner.saturate;
     if is_integer(from) && is_integer(to) {
         let (low, high) = bounds(to);
-        let out = narrow(0, to);
+        let out = narrow(to);
         return Ok(integers!(from, S => if saturating {
             map1(d, a, move |x: S| out((x as i128).clamp(low, high)))
         } else {
@@ -813,7 +872,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     }
     if is_integer(to) {
         let (low, high) = bounds(to);
-        let out = narrow(0, to);
+        let out = narrow(to);
         let bits = 8 * size_of_kind(to)?;
         let special = from == "f64" || bits == 64;
         let Some(whole) = to_integral(words) else { return Ok(None) };
@@ -832,7 +891,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     Ok(reals!(to, T => reals!(from, S => map1(d, a, move |x: S| {
         let x = manner.take(x).wide();
         let x = whole.map_or(x, |whole| whole(x));
-        let x = if relu && !(x > 0.0) { 0.0 } else { x };
+        let x = if relu && x < 0.0 { 0.0 } else { x };
         manner.give(T::narrow(x, 0.0, manner.round))
     })))
     .flatten())
@@ -971,9 +1030,15 @@ fn replace(place: *mut u8, bytes: usize, mut f: impl FnMut(u64) -> u64) -> u64 {
     // SAFETY: the place is live and aligned, as `Warp::place` has found.
     unsafe {
         match bytes {
-            2 => AtomicU16::from_ptr(place.cast()).fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(f(x.into()) as u16)).unwrap_or_else(|x| x).into(),
-            4 => AtomicU32::from_ptr(place.cast()).fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(f(x.into()) as u32)).unwrap_or_else(|x| x).into(),
-            _ => AtomicU64::from_ptr(place.cast()).fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(f(x))).unwrap_or_else(|x| x),
+            2 => AtomicU16::from_ptr(place.cast())
+                .fetch_update(SeqCst, SeqCst, |x| Some(f(x.into()) as u16))
+                .unwrap_or_else(|x| x)
+                .into(),
+            4 => AtomicU32::from_ptr(place.cast())
+                .fetch_update(SeqCst, SeqCst, |x| Some(f(x.into()) as u32))
+                .unwrap_or_else(|x| x)
+                .into(),
+            _ => AtomicU64::from_ptr(place.cast()).fetch_update(SeqCst, SeqCst, |x| Some(f(x))).unwrap_or_else(|x| x),
         }
     }
 }
@@ -1007,7 +1072,9 @@ fn atomic(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&str
         "or" => Some(Box::new(|old: u64, x: u64, _: u64| old | x)),
         "xor" => Some(Box::new(|old: u64, x: u64, _: u64| old ^ x)),
         "inc" => Some(Box::new(|old: u64, x: u64, _: u64| if old as u32 >= x as u32 { 0 } else { old + 1 })),
-        "dec" => Some(Box::new(|old: u64, x: u64, _: u64| if old as u32 == 0 || old as u32 > x as u32 { x } else { old - 1 })),
+        "dec" => Some(Box::new(
+            |old: u64, x: u64, _: u64| if old as u32 == 0 || old as u32 > x as u32 { x } else { old - 1 },
+        )),
         operation => {
             let real = reals!(kind, T => match operation {
                 "add" => Box::new(move |old: u64, x: u64, _: u64| {
@@ -1017,11 +1084,13 @@ fn atomic(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&str
                 "min" => Box::new(|old: u64, x: u64, _: u64| least(T::of(old), T::of(x), false).bits()),
                 _ => Box::new(|old: u64, x: u64, _: u64| negate(least(negate(T::of(old)), negate(T::of(x)), false)).bits()),
             });
-            real.or_else(|| integers!(kind, T => match operation {
-                "add" => Box::new(|old: u64, x: u64, _: u64| (old as T).wrapping_add(x as T) as u64) as Update,
-                "min" => Box::new(|old: u64, x: u64, _: u64| (old as T).min(x as T) as u64),
-                _ => Box::new(|old: u64, x: u64, _: u64| (old as T).max(x as T) as u64),
-            }))
+            real.or_else(|| {
+                integers!(kind, T => match operation {
+                    "add" => Box::new(|old: u64, x: u64, _: u64| (old as T).wrapping_add(x as T) as u64) as Update,
+                    "min" => Box::new(|old: u64, x: u64, _: u64| (old as T).min(x as T) as u64),
+                    _ => Box::new(|old: u64, x: u64, _: u64| (old as T).max(x as T) as u64),
+                })
+            })
         }
     };
     let Some(update) = update else { return Ok(None) };
@@ -1108,37 +1177,40 @@ fn together(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&s
             let [value, by, clamp, members] = [value, by, clamp, members].map(|text| b.read(text, "b32"));
             let (value, by, clamp, members) = (value?, by?, clamp?, members?);
             let mode = ["up", "down", "bfly", "idx"].iter().position(|mode| words.contains(mode)).ok_or("no mode")?;
-            Ok(Some(Action::Meet(members, Box::new(move |warp| {
-                let active = warp.active;
-                // SAFETY: slots of this warp.
-                let [values, by, clamp] = [value, by, clamp].map(|slot| unsafe { *warp.slot(slot) });
-                let (mut found, mut valid, mut lost) = ([0; 32], 0u32, false);
-                each(active, |lane| {
-                    let (lane_number, by, clamp) = (lane as i64, (by[lane] & 31) as i64, clamp[lane] as i64);
-                    let (segment, most) = (clamp >> 8 & 31, clamp & 31);
-                    let (least, most) = (lane_number & segment, lane_number & segment | most & !segment & 31);
-                    let (from, holds) = match mode {
-                        0 => (lane_number - by, lane_number - by >= most),
-                        1 => (lane_number + by, lane_number + by <= most),
-                        2 => (lane_number ^ by, lane_number ^ by <= most),
-                        _ => (least | by & !segment, least | by & !segment <= most),
-                    };
-                    let from = if holds { from } else { lane_number };
-                    lost |= active >> from & 1 == 0;
-                    found[lane] = values[from as usize];
-                    valid |= u32::from(holds) << lane;
-                });
-                if lost {
-                    return fail(LAUNCH_FAILED, "a lane reads from one that does not take part");
-                }
-                let d = warp.slot(d);
-                // SAFETY: as in `map1`.
-                each(active, |lane| unsafe { (*d)[lane] = found[lane] });
-                if let Some(p) = inside {
-                    warp.set(p, valid);
-                }
-                Ok(())
-            }))))
+            Ok(Some(Action::Meet(
+                members,
+                Box::new(move |warp| {
+                    let active = warp.active;
+                    // SAFETY: slots of this warp.
+                    let [values, by, clamp] = [value, by, clamp].map(|slot| unsafe { *warp.slot(slot) });
+                    let (mut found, mut valid, mut lost) = ([0; 32], 0u32, false);
+                    each(active, |lane| {
+                        let (lane_number, by, clamp) = (lane as i64, (by[lane] & 31) as i64, clamp[lane] as i64);
+                        let (segment, most) = (clamp >> 8 & 31, clamp & 31);
+                        let (least, most) = (lane_number & segment, lane_number & segment | most & !segment & 31);
+                        let (from, holds) = match mode {
+                            0 => (lane_number - by, lane_number - by >= most),
+                            1 => (lane_number + by, lane_number + by <= most),
+                            2 => (lane_number ^ by, lane_number ^ by <= most),
+                            _ => (least | by & !segment, least | by & !segment <= most),
+                        };
+                        let from = if holds { from } else { lane_number };
+                        lost |= active >> from & 1 == 0;
+                        found[lane] = values[from as usize];
+                        valid |= u32::from(holds) << lane;
+                    });
+                    if lost {
+                        return fail(LAUNCH_FAILED, "a lane reads from one that does not take part");
+                    }
+                    let d = warp.slot(d);
+                    // SAFETY: as in `map1`.
+                    each(active, |lane| unsafe { (*d)[lane] = found[lane] });
+                    if let Some(p) = inside {
+                        warp.set(p, valid);
+                    }
+                    Ok(())
+                }),
+            )))
         }
         ("vote", [to, predicate, members]) => {
             let (negated, predicate) = predicate.strip_prefix('!').map_or((false, *predicate), |text| (true, text));
@@ -1146,23 +1218,29 @@ fn together(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&s
             let ballot = words.contains(&"ballot");
             let d = b.write(to, if ballot { "b32" } else { "pred" })?;
             let mode = ["all", "any", "uni", "ballot"].iter().position(|mode| words.contains(mode)).ok_or("no mode")?;
-            Ok(Some(Action::Meet(members, Box::new(move |warp| {
-                let active = warp.active;
-                let lanes = active & if negated { !warp.holds(p) } else { warp.holds(p) };
-                let holds = [lanes == active, lanes != 0, lanes == active || lanes == 0, false][mode];
-                if ballot {
-                    let d = warp.slot(d);
-                    // SAFETY: as in `map1`.
-                    each(active, |lane| unsafe { (*d)[lane] = lanes.into() });
-                } else {
-                    warp.set(d, if holds { u32::MAX } else { 0 });
-                }
-                Ok(())
-            }))))
+            Ok(Some(Action::Meet(
+                members,
+                Box::new(move |warp| {
+                    let active = warp.active;
+                    let lanes = active & if negated { !warp.holds(p) } else { warp.holds(p) };
+                    let holds = [lanes == active, lanes != 0, lanes == active || lanes == 0, false][mode];
+                    if ballot {
+                        let d = warp.slot(d);
+                        // SAFETY: as in `map1`.
+                        each(active, |lane| unsafe { (*d)[lane] = lanes.into() });
+                    } else {
+                        warp.set(d, if holds { u32::MAX } else { 0 });
+                    }
+                    Ok(())
+                }),
+            )))
         }
         ("redux", [to, value, members]) => {
             let (d, value, members) = (b.write(to, kind)?, b.read(value, kind)?, b.read(members, "b32")?);
-            let operation = words.iter().find(|word| ["add", "min", "max", "and", "or", "xor"].contains(word)).ok_or("no operation")?;
+            let operation = words
+                .iter()
+                .find(|word| ["add", "min", "max", "and", "or", "xor"].contains(word))
+                .ok_or("no operation")?;
             let f = integers!(kind, T => match *operation {
                 "add" => (|x, y| (x as T).wrapping_add(y as T) as u64) as fn(u64, u64) -> u64,
                 "min" => |x, y| (x as T).min(y as T) as u64,
@@ -1172,33 +1250,41 @@ fn together(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&s
                 _ => |x, y| x ^ y,
             });
             let Some(f) = f else { return Ok(None) };
-            Ok(Some(Action::Meet(members, Box::new(move |warp| {
-                let active = warp.active;
-                let (d, value) = (warp.slot(d), warp.slot(value));
-                let mut total = None;
-                // SAFETY: as in `map1`.
-                each(active, |lane| unsafe { total = Some(total.map_or((*value)[lane], |so_far| f(so_far, (*value)[lane]))) });
-                // SAFETY: as in `map1`.
-                each(active, |lane| unsafe { (*d)[lane] = total.unwrap_or_default() });
-                Ok(())
-            }))))
+            Ok(Some(Action::Meet(
+                members,
+                Box::new(move |warp| {
+                    let active = warp.active;
+                    let (d, value) = (warp.slot(d), warp.slot(value));
+                    let mut total = None;
+                    // SAFETY: as in `map1`.
+                    each(active, |lane| unsafe {
+                        total = Some(total.map_or((*value)[lane], |so_far| f(so_far, (*value)[lane])))
+                    });
+                    // SAFETY: as in `map1`.
+                    each(active, |lane| unsafe { (*d)[lane] = total.unwrap_or_default() });
+                    Ok(())
+                }),
+            )))
         }
         ("match", [to, value, members]) if words.contains(&"any") => {
             let (d, value, members) = (b.write(to, "b32")?, b.read(value, kind)?, b.read(members, "b32")?);
             let mask = if kind == "b64" { u64::MAX } else { u32::MAX.into() };
-            Ok(Some(Action::Meet(members, Box::new(move |warp| {
-                let active = warp.active;
-                // SAFETY: as in `map1`.
-                let values = unsafe { *warp.slot(value) };
-                let d = warp.slot(d);
-                each(active, |lane| {
-                    let mut same = 0u64;
-                    each(active, |other| same |= u64::from(values[lane] & mask == values[other] & mask) << other);
+            Ok(Some(Action::Meet(
+                members,
+                Box::new(move |warp| {
+                    let active = warp.active;
                     // SAFETY: as in `map1`.
-                    unsafe { (*d)[lane] = same };
-                });
-                Ok(())
-            }))))
+                    let values = unsafe { *warp.slot(value) };
+                    let d = warp.slot(d);
+                    each(active, |lane| {
+                        let mut same = 0u64;
+                        each(active, |other| same |= u64::from(values[lane] & mask == values[other] & mask) << other);
+                        // SAFETY: as in `map1`.
+                        unsafe { (*d)[lane] = same };
+                    });
+                    Ok(())
+                }),
+            )))
         }
         _ => Ok(None),
     }
@@ -1210,7 +1296,9 @@ fn barrier(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
             let members = b.read(members, "b32")?;
             Ok(Some(Action::Meet(members, Box::new(|_| Ok(())))))
         }
-        (["sync"] | ["sync", "aligned"] | ["cta", "sync"] | ["cta", "sync", "aligned"], ["0"]) => Ok(Some(Action::Barrier)),
+        (["sync"] | ["sync", "aligned"] | ["cta", "sync"] | ["cta", "sync", "aligned"], ["0"]) => {
+            Ok(Some(Action::Barrier))
+        }
         _ => Ok(None),
     }
 }

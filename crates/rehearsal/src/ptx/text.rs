@@ -87,7 +87,9 @@ impl Module {
     /// A kernel, ready to run.
     pub fn kernel(&self, name: &str) -> Outcome<Kernel> {
         match self.kernels.get(name) {
-            Some(source) => Kernel::decode(self, name, source).map_err(|failure| failure.within(&format!("kernel {name}"))),
+            Some(source) => {
+                Kernel::decode(self, name, source).map_err(|failure| failure.within(&format!("kernel {name}")))
+            }
             None => fail(NOT_FOUND, format!("the module has no kernel {name}")),
         }
     }
@@ -135,7 +137,9 @@ fn items(text: &str) -> Vec<Item<'_>> {
                 items.push(Item { head, body: None });
                 start = at + 1;
             }
-            b'\n' if [".version", ".target", ".address_size"].iter().any(|word| head.trim().starts_with(word)) => start = at,
+            b'\n' if [".version", ".target", ".address_size"].iter().any(|word| head.trim().starts_with(word)) => {
+                start = at
+            }
             _ => (),
         }
         at += 1;
@@ -169,7 +173,8 @@ fn signature(head: &str, word: &str, body: &str) -> Outcome<(String, Source)> {
     let (name, list) = rest.split_once('(').unwrap_or((rest, ""));
     let (list, directives) = list.split_once(')').unwrap_or((list, ""));
     let threads = directives.split_once(".maxntid").map(|(_, rest)| rest.split('.').next().unwrap_or_default());
-    let most_threads = threads.map_or(1024, |list| list.split(',').filter_map(|n| n.trim().parse::<u64>().ok()).product());
+    let most_threads =
+        threads.map_or(1024, |list| list.split(',').filter_map(|n| n.trim().parse::<u64>().ok()).product());
     let source = Source { parameters: parameters(list)?, results, body: body.to_owned(), most_threads };
     Ok((name.trim().to_owned(), source))
 }
@@ -255,7 +260,10 @@ fn variable(head: &str) -> Outcome<Option<(&'static str, Variable, Vec<u8>)>> {
     let mut bytes = Vec::new();
     for value in values.split([',', '{', '}']).map(str::trim).filter(|value| !value.is_empty()) {
         let Some(value) = number(value, kind) else {
-            return fail(INVALID_PTX, format!("the variable {} has the value `{value}`, which is not supported", variable.name));
+            return fail(
+                INVALID_PTX,
+                format!("the variable {} has the value `{value}`, which is not supported", variable.name),
+            );
         };
         bytes.extend_from_slice(&value.to_le_bytes()[..size]);
     }
