@@ -51,6 +51,7 @@
 
 mod compile;
 mod count;
+mod device;
 mod execute;
 mod kernels;
 mod lower;
@@ -62,5 +63,6 @@ mod plan;
 mod tests;
 
 pub use count::Multiplications;
+pub use device::{DevicePlan, Settings};
 pub use plan::Plan;
 pub use simd::Isa;

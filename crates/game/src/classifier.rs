@@ -1,5 +1,7 @@
 //! What an attack may ask of a network.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor, Var};
 
 use crate::Key;
@@ -43,5 +45,28 @@ pub trait Classifier: Send + Sync {
             Some(gradient) => Ok(gradient.clone()),
             None => x.as_tensor().zeros_like(),
         }
+    }
+}
+
+impl<C: Classifier + ?Sized> Classifier for Arc<C> {
+    fn classes(&self) -> usize {
+        self.as_ref().classes()
+    }
+
+    fn device(&self) -> &Device {
+        self.as_ref().device()
+    }
+
+    fn logits(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
+        self.as_ref().logits(x, keys)
+    }
+
+    fn input_gradient(
+        &self,
+        x: &Tensor,
+        keys: &[Key],
+        upstream: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.as_ref().input_gradient(x, keys, upstream)
     }
 }

@@ -21,7 +21,7 @@ use clap::Parser;
 use crate::{
     check::Check,
     report::Report,
-    speed::{Ceilings, Work},
+    speed::{Ceilings, Rate},
     torch::Theirs,
 };
 
@@ -48,7 +48,7 @@ struct Arguments {
 /// The program's `main`.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = caught(|| match Device::new_cuda(0) {
+    let outcome = caught(|| match gpu::open() {
         Ok(device) => run(&arguments, &device),
         Err(error) => {
             complain(&no_gpu(&error));
@@ -77,32 +77,36 @@ fn run(arguments: &Arguments, device: &Device) -> anyhow::Result<Exit> {
         say(&check.to_string());
         checks.push(check);
     })?;
-    let (ceilings, ours) = if arguments.only_checks { (None, Vec::new()) } else { rates(device)? };
+    let (ceilings, ours, refused) = if arguments.only_checks { (None, vec![], vec![]) } else { rates(device)? };
     let theirs = match &arguments.torch {
         _ if arguments.only_checks => Theirs::absent("no rate was asked for: --only-checks"),
         Some(python) => torch::measure(python, "cuda", !arguments.no_compile, &speed::works()),
         None => Theirs::absent("not asked for: --torch PYTHON"),
     };
-    let report = Report { device: name, checks, ceilings, ours, theirs };
+    let report = Report { device: name, checks, ceilings, ours, refused, theirs };
     let page = report.markdown();
     say(&page);
     report.write(&arguments.out, &page)?;
     Ok(if report.agrees() { Exit::Done } else { Exit::Failed })
 }
 
-/// Gradient queries per second.
-type Rates = Vec<(Work, f64)>;
-
-/// What the device can do at best, and how many gradient queries it answers.
-fn rates(device: &Device) -> anyhow::Result<(Option<Ceilings>, Rates)> {
+/// What the device can do at best, how many queries it answers, and what it could not do.
+fn rates(device: &Device) -> anyhow::Result<(Option<Ceilings>, Vec<Rate>, Vec<String>)> {
     let ceilings = Ceilings::measure(device)?;
-    let mut ours = Vec::new();
+    let (mut ours, mut refused) = (Vec::new(), Vec::new());
     for work in speed::works() {
-        let rate = speed::rate(work, device)?;
-        say(&format!("{work}: {rate:.1} gradient queries per second"));
-        ours.push((work, rate));
+        for (settings, rate) in speed::rates(work, device)? {
+            let way = format!("{work}, {}", speed::name(settings));
+            match rate {
+                Ok(rate) => {
+                    say(&format!("{way}: {:.1} gradient queries per second", rate.gradient));
+                    ours.push(rate);
+                }
+                Err(error) => refused.push(format!("{way}: {error}")),
+            }
+        }
     }
-    Ok((Some(ceilings), ours))
+    Ok((Some(ceilings), ours, refused))
 }
 
 #[expect(clippy::print_stdout, reason = "what was asked for")]

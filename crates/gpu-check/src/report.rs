@@ -6,7 +6,7 @@ use artifact::{BenchRow, Provenance, Shard, Writer};
 
 use crate::{
     check::Check,
-    speed::{Ceilings, Work},
+    speed::{Ceilings, Rate, name},
     torch::Theirs,
 };
 
@@ -18,10 +18,14 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// None where nothing was timed.
     pub ceilings: Option<Ceilings>,
-    /// Gradient queries per second.
-    pub ours: Vec<(Work, f64)>,
+    pub ours: Vec<Rate>,
+    /// Ways that the device could not go, and why.
+    pub refused: Vec<String>,
     pub theirs: Theirs,
 }
+
+/// How much faster another way must be for a note.
+const NOTICED: f64 = 1.05;
 
 impl Report {
     /// Whether the GPU computes what the CPU does.
@@ -29,23 +33,52 @@ impl Report {
         self.checks.iter().all(Check::holds)
     }
 
+    /// Gradient queries as runs make them beside PyTorch's, then those of other ways, then logits alone.
     fn rows(&self) -> Vec<BenchRow> {
-        let row = |&(work, rate): &(Work, f64)| {
-            let (variant, best) = self.theirs.best(&work).unwrap_or(("", f64::NAN));
+        let (usual, others): (Vec<Rate>, Vec<Rate>) = self.ours.iter().partition(|rate| rate.is_usual());
+        let precision = |rate: &Rate| rate.work.precision.name();
+        let beside = |rate: &Rate| {
+            let (variant, best) = self.theirs.best(&rate.work).unwrap_or(("", f64::NAN));
             BenchRow {
-                work: format!("gradient {}", work.precision.name()),
-                model: work.model.to_owned(),
-                input: format!("3x{0}x{0}", work.side),
-                batch: work.batch as u32,
-                threads: 0,
-                ours_per_second: rate,
                 torch_best_per_second: best,
                 torch_variant: variant.to_owned(),
-                ratio: rate / best,
-                machine: self.device.clone(),
+                ratio: rate.gradient / best,
+                ..self.row(rate, format!("gradient {}", precision(rate)), rate.gradient)
             }
         };
-        self.ours.iter().map(row).collect()
+        let other = |rate: &Rate| {
+            self.row(rate, format!("gradient {}, {}", precision(rate), name(rate.settings)), rate.gradient)
+        };
+        let forward = |rate: &Rate| self.row(rate, format!("logits {}", precision(rate)), rate.forward);
+        let rows = usual.iter().map(beside).chain(others.iter().map(other));
+        rows.chain(usual.iter().map(forward)).collect()
+    }
+
+    /// A row without PyTorch's side.
+    fn row(&self, rate: &Rate, work: String, ours_per_second: f64) -> BenchRow {
+        BenchRow {
+            work,
+            model: rate.work.model.to_owned(),
+            input: format!("3x{0}x{0}", rate.work.side),
+            batch: rate.work.batch as u32,
+            threads: 0,
+            ours_per_second,
+            torch_best_per_second: f64::NAN,
+            torch_variant: String::new(),
+            ratio: f64::NAN,
+            machine: self.device.clone(),
+        }
+    }
+
+    /// Where a run would be faster in another way: a work, the way, and how many times as fast it is.
+    fn better(&self) -> Vec<String> {
+        let usual = |rate: &Rate| self.ours.iter().find(|other| other.is_usual() && other.work == rate.work);
+        let better = |rate: &Rate| {
+            let ratio = rate.gradient / usual(rate)?.gradient;
+            (ratio > NOTICED)
+                .then(|| format!("{}: {} would be {ratio:.2} times as fast", rate.work, name(rate.settings)))
+        };
+        self.ours.iter().filter_map(better).collect()
     }
 
     /// The page for people.
@@ -80,7 +113,9 @@ impl Report {
             bf16 * 1e-12,
             copy * 1e-9,
         );
-        page.push_str("| work | model | input | batch | ours, images per second | PyTorch | variant | ratio |\n");
+        page.push_str(
+            "| work | model | input | images at a time | ours, images per second | PyTorch | variant | ratio |\n",
+        );
         page.push_str("|---|---|---|---|---|---|---|---|\n");
         for row in self.rows() {
             let (theirs, ratio) = match row.torch_best_per_second.is_nan() {
@@ -92,6 +127,17 @@ impl Report {
                 "| {} | {} | {} | {} | {:.1} | {theirs} | {} | {ratio} |",
                 row.work, row.model, row.input, row.batch, row.ours_per_second, row.torch_variant,
             );
+        }
+        page.push('\n');
+        match &self.better()[..] {
+            [] => page
+                .push_str("No other layout, and neither recording nor plain launches, is faster than what runs use.\n"),
+            better => better.iter().for_each(|line| {
+                let _ = writeln!(page, "- {line}: see `engine::Settings::of`");
+            }),
+        }
+        for refused in &self.refused {
+            let _ = writeln!(page, "- {refused}");
         }
     }
 
@@ -125,9 +171,12 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use engine::Settings;
+    use gpu::Order;
     use nets::Precision;
 
     use super::*;
+    use crate::speed::Work;
 
     #[test]
     fn the_report_holds_what_was_found() {
@@ -138,13 +187,19 @@ mod tests {
         }))
         .unwrap();
         let ceilings = Ceilings { f32: 5e13, bf16: 8e14, copy: 2.9e12 };
+        let rate =
+            |work: Work, gradient| Rate { work, settings: Settings::of(work.precision), gradient, forward: 300.0 };
+        let slower = Rate { settings: Settings { graphs: false, ..Settings::of(work.precision) }, ..rate(work, 90.0) };
         let good = Check { name: "relu".into(), gap: Ok(0.0), limit: 1e-4 };
         let full = Work { precision: Precision::F32, ..work };
+        let faster =
+            Rate { settings: Settings { order: Order::Nhwc, ..Settings::of(Precision::F32) }, ..rate(full, 60.0) };
         let mut report = Report {
             device: "a GPU".into(),
             checks: vec![good],
             ceilings: Some(ceilings),
-            ours: vec![(work, 100.0), (full, 30.0)],
+            ours: vec![rate(work, 100.0), rate(full, 30.0), slower, faster],
+            refused: vec!["NHWC: no algorithm".into()],
             theirs,
         };
         let page = report.markdown();
@@ -152,6 +207,10 @@ mod tests {
             "# a GPU\n\n1 checks against the CPU: all agree.",
             "| gradient tf32 | resnet-50 | 3x224x224 | 64 | 100.0 | 50.0 | eager | 2.00 |",
             "| gradient f32 | resnet-50 | 3x224x224 | 64 | 30.0 | none |  |  |",
+            "| gradient tf32, NHWC, plain launches | resnet-50 | 3x224x224 | 64 | 90.0 | none |  |  |",
+            "| logits tf32 | resnet-50 | 3x224x224 | 64 | 300.0 | none |  |  |",
+            "- resnet-50 at 224 pixels, 64 images, f32: NHWC, CUDA graphs would be 2.00 times as fast",
+            "- NHWC: no algorithm",
             "- compiled: no compiler",
         ] {
             assert!(page.contains(part), "{part} in\n{page}");
@@ -159,7 +218,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         report.write(folder.path(), &page).unwrap();
         let (from, rows) = artifact::read::<BenchRow>(&folder.path().join("gpu-check.parquet")).unwrap();
-        assert_eq!((rows.len(), rows[0].ratio, rows[1].ratio.is_nan()), (2, 2.0, true));
+        assert_eq!((rows.len(), rows[0].ratio, rows[1].ratio.is_nan()), (6, 2.0, true));
         assert_eq!(from.facts["agrees"], true);
         let json = std::fs::read(folder.path().join("gpu-check.json")).unwrap();
         let json: Vec<serde_json::Value> = serde_json::from_slice(&json).unwrap();

@@ -3,12 +3,13 @@
 use std::{fmt, time::Instant};
 
 use candle_core::{DType, Device, Result, Tensor};
+use engine::{DevicePlan, Settings};
 use game::{Classifier as _, Key, Phase};
-use gpu::Halving;
-use nets::{Network, Precision, Spec, weights};
+use gpu::{Order, Precision};
+use nets::{Graph, Spec, Weights, weights};
 
 /// A network, its images, and how it multiplies.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
     /// As PyTorch's side names it.
     pub model: &'static str,
@@ -27,19 +28,55 @@ impl fmt::Display for Work {
 }
 
 /// What is timed: the networks of the paper's ImageNet and ImageNette experiments.
+///
+/// The first network is timed with few images, too, where launching costs most.
 pub fn works() -> Vec<Work> {
-    let networks = [("resnet-34", 224, 64), ("resnet-50", 224, 64)];
+    let networks = [("resnet-50", 224, 64), ("resnet-34", 224, 64), ("resnet-50", 224, 4)];
     let precisions = [Precision::F32, Precision::Tf32, Precision::Bf16];
     let of = |(model, side, batch)| precisions.map(|precision| Work { model, side, batch, precision });
     networks.into_iter().flat_map(of).collect()
 }
 
 /// Seconds of one measurement.
-const SECONDS: f64 = 3.0;
+const SECONDS: f64 = 1.0;
+
+/// Every way to compute in a precision.
+fn ways(precision: Precision) -> impl Iterator<Item = Settings> {
+    let orders = [Order::Nchw, Order::Nhwc];
+    orders.into_iter().flat_map(move |order| [true, false].map(|graphs| Settings { precision, order, graphs }))
+}
+
+/// What a way is called.
+pub fn name(settings: Settings) -> String {
+    let order = match settings.order {
+        Order::Nchw => "NCHW",
+        Order::Nhwc => "NHWC",
+    };
+    format!("{order}, {}", if settings.graphs { "CUDA graphs" } else { "plain launches" })
+}
+
+/// Images per second.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    pub work: Work,
+    pub settings: Settings,
+    /// Gradient queries.
+    pub gradient: f64,
+    /// Logits alone.
+    pub forward: f64,
+}
+
+impl Rate {
+    /// Whether runs compute in this way.
+    pub fn is_usual(&self) -> bool {
+        self.settings == Settings::of(self.work.precision)
+    }
+}
 
 /// How often per second `work` is done, after some that warm up; the device is waited for at the end.
 fn often(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    for _ in 0..3 {
+    // Recordings are made at the third.
+    for _ in 0..4 {
         work()?;
     }
     device.synchronize()?;
@@ -53,24 +90,30 @@ fn often(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(f64::from(count) / start.elapsed().as_secs_f64())
 }
 
-/// Gradient queries (images) per second, of an untrained network.
+/// Every way to do the work, of an untrained network; a way that the device cannot go is its error.
 ///
 /// # Errors
-/// If the device fails.
-pub fn rate(work: Work, device: &Device) -> Result<f64> {
+/// If the network cannot be made.
+pub fn rates(work: Work, device: &Device) -> Result<Vec<(Settings, Result<Rate>)>> {
     let depth = work.model.rsplit_once('-').and_then(|(_, depth)| depth.parse::<usize>().ok()).unwrap_or_default();
     let spec: Spec = serde_json::from_value(serde_json::json!({"name": "resnet", "depth": depth}))
         .map_err(candle_core::Error::wrap)?;
     let graph = spec.graph().map_err(candle_core::Error::wrap)?;
-    let key = Key::root(0);
-    let weights = weights::initialise(&graph, key.phase(Phase::Init))?;
-    let network = Halving::new(Network::in_precision(&graph, &weights, device, work.precision)?);
+    let weights = weights::initialise(&graph, Key::root(0).phase(Phase::Init))?;
+    let rate = |settings| (settings, rate(work, &graph, &weights, settings, device));
+    Ok(ways(work.precision).map(rate).collect())
+}
+
+fn rate(work: Work, graph: &Graph, weights: &Weights, settings: Settings, device: &Device) -> Result<Rate> {
+    let plan = DevicePlan::with(graph, weights, device, settings)?;
     let mut pixels = vec![0.0; work.batch * 3 * work.side * work.side];
-    key.phase(Phase::Data).fill_uniform(&mut pixels);
+    Key::root(0).phase(Phase::Data).fill_uniform(&mut pixels);
     let x = Tensor::from_vec(pixels, (work.batch, 3, work.side, work.side), device)?;
     let above = Tensor::ones((work.batch, graph.classes), DType::F32, device)?;
-    let queries = often(device, || network.input_gradient(&x, &[], &mut |_| Ok(above.clone())).map(drop))?;
-    Ok(queries * work.batch as f64)
+    let queries = often(device, || plan.input_gradient(&x, &[], &mut |_| Ok(above.clone())).map(drop))?;
+    let passes = often(device, || plan.logits(&x, &[]).map(drop))?;
+    let images = work.batch as f64;
+    Ok(Rate { work, settings, gradient: queries * images, forward: passes * images })
 }
 
 /// What the device does at best.

@@ -9,6 +9,9 @@ use crate::speed::Work;
 
 const SCRIPT: &str = include_str!("torch_gpu.py");
 
+/// Seconds after which nothing more is compiled: the whole check takes eight minutes at most.
+const BUDGET: f64 = 240.0;
+
 /// What PyTorch reached.
 #[derive(Debug, Default, Deserialize)]
 pub struct Theirs {
@@ -49,7 +52,7 @@ impl Theirs {
 
 /// Measures every variant of these works; what fails is skipped with its reason.
 pub fn measure(python: &str, device: &str, compile: bool, works: &[Work]) -> Theirs {
-    ask(python, device, compile, works, 3.0).unwrap_or_else(|error| Theirs::absent(&format!("{error:#}")))
+    ask(python, device, compile, works, 1.0).unwrap_or_else(|error| Theirs::absent(&format!("{error:#}")))
 }
 
 fn ask(python: &str, device: &str, compile: bool, works: &[Work], seconds: f64) -> anyhow::Result<Theirs> {
@@ -60,7 +63,8 @@ fn ask(python: &str, device: &str, compile: bool, works: &[Work], seconds: f64) 
     let folder = tempfile::tempdir()?;
     let script = folder.path().join("torch_gpu.py");
     fs::write(&script, SCRIPT)?;
-    let request = json!({"device": device, "compile": compile, "seconds": seconds, "works": asked}).to_string();
+    let request =
+        json!({"device": device, "compile": compile, "seconds": seconds, "budget": BUDGET, "works": asked}).to_string();
     let output =
         Command::new(python).arg(&script).arg(request).stderr(std::process::Stdio::inherit()).output().map_err(
             |error| anyhow::anyhow!("{python} cannot be started ({error}): set PYTHON to a Python with torch"),

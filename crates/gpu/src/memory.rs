@@ -20,11 +20,31 @@ pub fn free(device: &Device) -> Result<Option<u64>> {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
             use candle_core::cuda_backend::WrapErr as _;
-            let (free, _) = device.cuda_stream().context().mem_get_info().w()?;
-            Ok(Some(free as u64))
+            let stream = device.cuda_stream();
+            let (free, _) = stream.context().mem_get_info().w()?;
+            Ok(Some(free as u64 + unused(stream.context().cu_device()).w()?))
         }
         _ => Ok(None),
     }
+}
+
+/// Bytes that tensors have given back and that are kept for others.
+#[cfg(feature = "cuda")]
+fn unused(
+    device: candle_core::cuda_backend::cudarc::driver::sys::CUdevice,
+) -> std::result::Result<u64, candle_core::cuda_backend::cudarc::driver::DriverError> {
+    use candle_core::cuda_backend::cudarc::driver::{
+        result::{device::get_default_mem_pool, mem_pool},
+        sys::CUmemPool_attribute::{CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_CURRENT},
+    };
+    let (mut reserved, mut used) = (0u64, 0u64);
+    // SAFETY: both attributes' values are u64.
+    unsafe {
+        let pool = get_default_mem_pool(device)?;
+        mem_pool::get_attribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, (&raw mut reserved).cast())?;
+        mem_pool::get_attribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, (&raw mut used).cast())?;
+    }
+    Ok(reserved.saturating_sub(used))
 }
 
 /// How many images to evaluate together, of so many bytes each, in so many free ones: at least 1.

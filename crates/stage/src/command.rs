@@ -67,7 +67,7 @@ impl Choice {
         if self == Self::Cpu {
             return Ok(Device::Cpu);
         }
-        match (self, Device::new_cuda(0)) {
+        match (self, gpu::open()) {
             (_, Ok(device)) => Ok(device),
             (Self::Cuda, Err(error)) => Err(Usage(refusal(&error)).into()),
             (_, Err(_)) => {

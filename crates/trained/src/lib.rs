@@ -1,7 +1,10 @@
 //! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
 
+use std::sync::Arc;
+
 use artifact::FinetuneRow;
 use candle_core::{DType, Device};
+use engine::DevicePlan;
 use game::Classifier;
 use gpu::Halving;
 use nets::{Graph, Inside, Network, Precision, Weights, weights};
@@ -11,6 +14,10 @@ use stage::{Context, Epoch, Invalid, Table, Unfit, Usage, images::Images};
 /// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
 const PIXELS: usize = 400_000;
 
+/// Bytes for each number of an image's pixels, around a gradient query: the image, the defended one, both gradients and
+/// their sum in f64, and as much again in between.
+const COPIES: usize = 48;
+
 /// A trained network, and the table it is from.
 pub struct Trained {
     /// What runs it on the context's device.
@@ -19,6 +26,8 @@ pub struct Trained {
     pub is_stochastic: bool,
     /// The finetune table.
     pub table: Table<FinetuneRow>,
+    /// The network again, where it is planned for a GPU.
+    plan: Option<Arc<DevicePlan>>,
     graph: Graph,
 }
 
@@ -55,8 +64,8 @@ impl Trained {
             *tensor = tensor.to_dtype(DType::F32)?;
         }
         let graph = inside.map_or(graph.clone(), |inside| inside.apply(&graph));
-        let network = executor_in(&graph, &weights, &ctx.device, precision)?;
-        Ok(Self { network, is_stochastic: graph.is_stochastic(), table, graph })
+        let (network, plan) = executor_in(&graph, &weights, &ctx.device, precision)?;
+        Ok(Self { network, is_stochastic: graph.is_stochastic(), table, plan, graph })
     }
 
     /// How many images of this size to evaluate together: on a GPU as many as its free memory is likely to hold.
@@ -65,8 +74,12 @@ impl Trained {
     /// If the device fails.
     pub fn batch(&self, images: &Images) -> candle_core::Result<usize> {
         let Some(free) = gpu::free(self.network.device())? else { return Ok(batch_of(images.height * images.width)) };
-        // Of each number, the value and a gradient or a copy that waits for it, in f32.
-        let bytes = 8 * self.graph.numbers(images.height, images.width) as u64;
+        let bytes = match &self.plan {
+            // And what the defense and the attack keep of each image, some copies of it.
+            Some(plan) => plan.bytes(images.height, images.width)? + (COPIES * 3 * images.height * images.width) as u64,
+            // Of each number, the value and a gradient or a copy that waits for it, in f32.
+            None => 8 * self.graph.numbers(images.height, images.width) as u64,
+        };
         let batch = gpu::batch(free, bytes);
         tracing::info!("{batch} images at a time: {} MiB free, about {} MiB each", free >> 20, bytes.div_ceil(1 << 20));
         Ok(batch)
@@ -97,24 +110,30 @@ pub fn batch_of(pixels: usize) -> usize {
     (PIXELS / pixels.max(1)).clamp(4, 128)
 }
 
-/// What runs frozen networks: the compiled plan on the CPU; elsewhere autograd, with smaller batches where the device's
-/// memory asks for them.
+/// What runs frozen networks: a compiled plan on the CPU or, with cuDNN, on a GPU; elsewhere autograd. Where a device's memory
+/// asks for it, batches are halved.
 ///
 /// # Errors
 /// If a tensor is missing or does not fit, or cannot be moved to the device.
 pub fn executor(graph: &Graph, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
-    executor_in(graph, weights, device, Precision::F32)
+    Ok(executor_in(graph, weights, device, Precision::F32)?.0)
 }
+
+type Executor = (Box<dyn Classifier>, Option<Arc<DevicePlan>>);
 
 fn executor_in(
     graph: &Graph,
     weights: &Weights,
     device: &Device,
     precision: Precision,
-) -> candle_core::Result<Box<dyn Classifier>> {
+) -> candle_core::Result<Executor> {
     Ok(match device {
-        Device::Cpu => Box::new(engine::Plan::new(graph, weights)?),
-        device => Box::new(Halving::new(Network::in_precision(graph, weights, device, precision)?)),
+        Device::Cpu => (Box::new(engine::Plan::new(graph, weights)?), None),
+        device if gpu::plans(device) => {
+            let plan = Arc::new(DevicePlan::new(graph, weights, device, precision)?);
+            (Box::new(Halving::new(plan.clone())), Some(plan))
+        }
+        device => (Box::new(Halving::new(Network::in_precision(graph, weights, device, precision)?)), None),
     })
 }
 

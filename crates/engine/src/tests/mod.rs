@@ -41,15 +41,15 @@ const KINK: f64 = 5e-6;
 const FLIPS: f64 = 2e-6;
 
 /// An image, its f64 values and the engine's branches.
-struct Case<'a> {
-    graph: &'a Graph,
-    weights: &'a Weights,
+pub(crate) struct Case<'a> {
+    pub graph: &'a Graph,
+    pub weights: &'a Weights,
     reference: Reference<'a>,
-    size: [usize; 2],
-    pixels: Vec<f32>,
-    upstream: Vec<f32>,
+    pub size: [usize; 2],
+    pub pixels: Vec<f32>,
+    pub upstream: Vec<f32>,
     /// Of each image.
-    keys: Vec<Key>,
+    pub keys: Vec<Key>,
     /// Of each image, all nodes.
     values: Vec<Vec<Vec<f64>>>,
     /// Of each image, the gradient at f64's own branches, once it was asked for.
@@ -77,7 +77,7 @@ fn largest(values: &[f64]) -> f64 {
 }
 
 /// The largest difference as a share of the largest of `right`.
-fn distance(left: &[f32], right: &[f64]) -> f64 {
+pub(crate) fn distance(left: &[f32], right: &[f64]) -> f64 {
     let differences: Vec<_> = left.iter().zip(right).map(|(&l, r)| f64::from(l) - r).collect();
     if differences.iter().any(|d| d.is_nan()) {
         return f64::INFINITY;
@@ -109,8 +109,29 @@ impl<'a> Case<'a> {
         Self { gradients, graph, weights, reference, size, pixels, upstream, keys, values }
     }
 
-    fn images(&self) -> usize {
+    pub fn images(&self) -> usize {
         self.values.len()
+    }
+
+    /// Whether the network itself jumps at a kink.
+    pub fn jumps(&self) -> bool {
+        self.reference.jumps()
+    }
+
+    /// An image's logits in f64.
+    pub fn logits(&self, image: usize) -> Vec<f64> {
+        self.values[image].last().unwrap().clone()
+    }
+
+    /// An image's gradient at f64's own branches.
+    pub fn gradient(&self, image: usize) -> Vec<f64> {
+        let upstream = &self.upstream[image * self.graph.classes..][..self.graph.classes];
+        let upstream: Vec<f64> = upstream.iter().map(|&u| f64::from(u)).collect();
+        let truth = || {
+            let own = self.reference.branches(&self.values[image], self.keys[image]);
+            self.reference.backward(&self.values[image], &upstream, &|node, unit| own[node][unit])
+        };
+        self.gradients[image].get_or_init(truth).clone()
     }
 
     fn plan(&self, isa: Isa) -> Plan {
@@ -211,6 +232,7 @@ impl<'a> Case<'a> {
             assert!(score.kink < KINK, "{name} {isa:?}: {score:?}");
             assert!(score.flips as f64 <= (FLIPS * score.units as f64).max(2.0), "{name} {isa:?}: {score:?}");
         }
+        crate::device::tests::check(self, name);
     }
 }
 
@@ -248,7 +270,7 @@ impl Plan {
 }
 
 /// Weights whose batch-norms do something: fresh ones, and statistics drawn around the identity.
-fn weights(graph: &Graph) -> Weights {
+pub(crate) fn weights(graph: &Graph) -> Weights {
     let key = Key::root(3).phase(Phase::Init);
     let mut weights = nets::weights::initialise(graph, key).unwrap();
     for (i, (name, tensor)) in weights.iter_mut().enumerate() {
@@ -268,7 +290,7 @@ fn weights(graph: &Graph) -> Weights {
     weights
 }
 
-fn spec(json: &str) -> Graph {
+pub(crate) fn spec(json: &str) -> Graph {
     serde_json::from_str::<Spec>(json).unwrap().graph().unwrap()
 }
 

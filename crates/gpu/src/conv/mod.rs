@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cudnn")]
 mod cudnn;
+mod prepared;
 mod reference;
 
 use candle_core::{
@@ -10,6 +11,8 @@ use candle_core::{
 use half::bf16;
 
 use crate::Precision;
+
+pub use prepared::{Convolutions, Prepared};
 
 /// The shapes of a cross-correlation, and how its kernel moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,11 +50,43 @@ impl Geometry {
         let columns = (self.x[3] + 2 * self.padding[1] - self.w[3]) / self.stride + 1;
         [self.x[0], self.w[0], rows, columns]
     }
+
+    /// The shapes of both operands and of the result.
+    fn shapes(&self, wanted: Wanted) -> [[usize; 4]; 3] {
+        let (Self { x, w, .. }, y) = (*self, self.y());
+        match wanted {
+            Wanted::Y => [x, w, y],
+            Wanted::X => [w, y, x],
+            Wanted::W => [x, y, w],
+        }
+    }
+}
+
+/// The order of a tensor's numbers in memory; of kernels, outputs stand for images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Planes of channels: rows of pixels one after the other.
+    Nchw,
+    /// Pixels, each with its channels together.
+    Nhwc,
+}
+
+/// A convolution with all that the choice of its algorithm depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// The shapes.
+    pub geometry: Geometry,
+    /// The numbers.
+    pub dtype: DType,
+    /// Whether f32 factors may be rounded to TF32.
+    pub tf32: bool,
+    /// Of all three tensors.
+    pub order: Order,
 }
 
 /// Which of the three is computed from the other two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Wanted {
+pub enum Wanted {
     /// The result, of images and kernels.
     Y,
     /// The gradient at the images, of kernels and the gradient at the result.
@@ -97,20 +132,9 @@ pub fn conv2d(
 }
 
 impl Convolution {
-    /// The shapes of both operands and of the result.
-    fn shapes(&self) -> [[usize; 4]; 3] {
-        let Geometry { x, w, .. } = self.geometry;
-        let y = self.geometry.y();
-        match self.wanted {
-            Wanted::Y => [x, w, y],
-            Wanted::X => [w, y, x],
-            Wanted::W => [x, y, w],
-        }
-    }
-
     /// Fails unless the operands are what the geometry says.
     fn check(&self, (a, a_layout): (DType, &Layout), (b, b_layout): (DType, &Layout)) -> Result<()> {
-        let [first, second, _] = self.shapes();
+        let [first, second, _] = self.geometry.shapes(self.wanted);
         if a != b || a_layout.dims() != first || b_layout.dims() != second {
             bail!("{self:?}: not of {:?} ({a:?}) and {:?} ({b:?})", a_layout.dims(), b_layout.dims())
         }
@@ -135,7 +159,7 @@ impl CustomOp2 for Convolution {
             DType::BF16 => self.slow::<bf16>((a, al), (b, bl))?,
             other => bail!("convolutions of {other:?} are not supported"),
         };
-        Ok((out, Shape::from(&self.shapes()[2])))
+        Ok((out, Shape::from(&self.geometry.shapes(self.wanted)[2])))
     }
 
     #[cfg(feature = "cudnn")]
@@ -147,8 +171,11 @@ impl CustomOp2 for Convolution {
         bl: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         self.check((a.dtype(), al), (b.dtype(), bl))?;
-        let problem = cudnn::Problem { geometry: self.geometry, dtype: a.dtype(), tf32: self.tf32 };
-        Ok((cudnn::compute(problem, self.wanted, (a, al), (b, bl))?, Shape::from(&self.shapes()[2])))
+        let problem = Problem { geometry: self.geometry, dtype: a.dtype(), tf32: self.tf32, order: Order::Nchw };
+        Ok((
+            cudnn::compute(problem, self.wanted, (a, al), (b, bl))?,
+            Shape::from(&self.geometry.shapes(self.wanted)[2]),
+        ))
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

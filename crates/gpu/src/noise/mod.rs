@@ -1,21 +1,20 @@
 //! Keyed noise where the images are: the numbers a [`Key`] fills a host's memory with, made on the GPU.
 //!
-//! The kernels are C++ for CUDA, compiled by NVRTC at their first use; their arithmetic is that of the CPU, operation by
-//! operation, and each is rounded on its own, so the bits should be the same too.
+//! The kernels' arithmetic is that of the CPU, operation by operation, and each is rounded on its own, so the bits should be
+//! the same too.
 
-#[cfg(feature = "cuda")]
-mod kernels;
-
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, backend::BackendStorage, bail,
-};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use game::Key;
 use rayon::prelude::*;
 
-/// Whether these draws can be made where the images are: f32 on a GPU of this build.
+use crate::kernels::{Call, Parameters, Source, run_at};
+
+const SOURCE: Source = Source { name: "noise", text: include_str!("noise.cu") };
+
+/// Whether these draws can be made where the images are: f32 where [kernels run](run_at).
 #[must_use]
 pub fn takes(x: &Tensor) -> bool {
-    cfg!(feature = "cuda") && x.device().is_cuda() && x.dtype() == DType::F32
+    run_at(x.device()) && x.dtype() == DType::F32
 }
 
 /// Uniform numbers in `[0, 1)` in the shape of `x` `(n, ...)`, f32: image `i`'s are those of `keys[i]`, row-major.
@@ -23,7 +22,11 @@ pub fn takes(x: &Tensor) -> bool {
 /// # Errors
 /// If the number of keys is not that of images, `x` is not f32, or the device fails.
 pub fn uniform_like(x: &Tensor, keys: &[Key]) -> Result<Tensor> {
-    x.detach().contiguous()?.apply_op1_no_bwd(&Uniform { keys })
+    check(x, keys)?;
+    if takes(x) {
+        return launch("uniform", x, keys, None, 0.0, false);
+    }
+    each(x, keys, |key, _, _, out| key.fill_uniform(out))
 }
 
 /// `x + sigma z` for the standard normal numbers `z` of each image's key, in `[0, 1]` if `clip`; `x` is `(n, ...)`, f32.
@@ -31,7 +34,19 @@ pub fn uniform_like(x: &Tensor, keys: &[Key]) -> Result<Tensor> {
 /// # Errors
 /// As [`uniform_like`].
 pub fn add_normal(x: &Tensor, keys: &[Key], sigma: f32, clip: bool) -> Result<Tensor> {
-    x.detach().contiguous()?.apply_op1_no_bwd(&AddNormal { keys, sigma, clip })
+    check(x, keys)?;
+    if takes(x) {
+        return launch("add_normal", x, keys, None, sigma, clip);
+    }
+    each(x, keys, |key, _, x, out| {
+        key.fill_normal(out);
+        for (out, &x) in out.iter_mut().zip(x) {
+            let noisy = x + sigma * *out;
+            // Not `clamp`, whose zeros have other signs.
+            let positive = if clip && noisy < 0.0 { 0.0 } else { noisy };
+            *out = if clip && positive > 1.0 { 1.0 } else { positive };
+        }
+    })
 }
 
 /// What of `upstream` passes the clipping of [`add_normal`]: its entries where `x + sigma z` is in `[0, 1]`, 0 elsewhere.
@@ -39,125 +54,73 @@ pub fn add_normal(x: &Tensor, keys: &[Key], sigma: f32, clip: bool) -> Result<Te
 /// # Errors
 /// As [`uniform_like`], and if the shapes differ.
 pub fn keep_inside(x: &Tensor, keys: &[Key], sigma: f32, upstream: &Tensor) -> Result<Tensor> {
+    check(x, keys)?;
     if x.dims() != upstream.dims() {
         bail!("a gradient of {:?} does not fit images of {:?}", upstream.dims(), x.dims())
     }
-    x.detach().contiguous()?.apply_op2_no_bwd(&upstream.detach().contiguous()?, &KeepInside { keys, sigma })
-}
-
-struct Uniform<'a> {
-    keys: &'a [Key],
-}
-
-struct AddNormal<'a> {
-    keys: &'a [Key],
-    sigma: f32,
-    clip: bool,
-}
-
-struct KeepInside<'a> {
-    keys: &'a [Key],
-    sigma: f32,
-}
-
-/// The numbers of each image.
-fn length(layout: &Layout, keys: &[Key]) -> Result<usize> {
-    match layout.dims() {
-        [n, image @ ..] if *n == keys.len() => Ok(image.iter().product()),
-        dims => bail!("images {dims:?} with {} keys: noise needs one key per image", keys.len()),
+    if takes(x) {
+        return launch("keep_inside", x, keys, Some(upstream), sigma, true);
     }
-}
-
-/// The numbers of a contiguous tensor.
-fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((from, to)) => Ok(&storage.as_slice::<f32>()?[from..to]),
-        None => bail!("noise reads contiguous images"),
-    }
-}
-
-/// Fills what `make(key, image, out)` makes of each image, in parallel.
-fn each(keys: &[Key], len: usize, make: impl Fn(Key, usize, &mut [f32]) + Sync) -> CpuStorage {
-    let mut out = vec![0.0; keys.len() * len];
-    out.par_chunks_mut(len.max(1)).zip(keys).enumerate().for_each(|(image, (out, &key))| make(key, image, out));
-    CpuStorage::F32(out)
-}
-
-impl CustomOp1 for Uniform<'_> {
-    fn name(&self) -> &'static str {
-        "uniform-noise"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let len = length(layout, self.keys)?;
-        if x.dtype() != DType::F32 {
-            bail!("noise is f32, not {:?}", x.dtype())
+    let above = upstream.flatten_all()?.to_vec1::<f32>()?;
+    each(x, keys, |key, image, x, out| {
+        key.fill_normal(out);
+        for ((out, &x), &above) in out.iter_mut().zip(x).zip(&above[image * x.len()..]) {
+            *out = if (0.0..=1.0).contains(&(x + sigma * *out)) { above } else { 0.0 };
         }
-        Ok((each(self.keys, len, |key, _, out| key.fill_uniform(out)), layout.shape().clone()))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        let out = kernels::uniform(self.keys, length(layout, self.keys)?, &x.device)?;
-        Ok((out, layout.shape().clone()))
-    }
+    })
 }
 
-impl CustomOp1 for AddNormal<'_> {
-    fn name(&self) -> &'static str {
-        "normal-noise"
+fn check(x: &Tensor, keys: &[Key]) -> Result<()> {
+    if x.dims().first() != Some(&keys.len()) {
+        bail!("images {:?} with {} keys: noise needs one key per image", x.dims(), keys.len())
     }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (len, x) = (length(layout, self.keys)?, numbers(x, layout)?);
-        let out = each(self.keys, len, |key, image, out| {
-            key.fill_normal(out);
-            for (out, &x) in out.iter_mut().zip(&x[image * len..]) {
-                let noisy = x + self.sigma * *out;
-                // Not `clamp`, which a limit of NaN panics in, and whose zeros have other signs.
-                let positive = if self.clip && noisy < 0.0 { 0.0 } else { noisy };
-                *out = if self.clip && positive > 1.0 { 1.0 } else { positive };
-            }
-        });
-        Ok((out, layout.shape().clone()))
+    if x.dtype() != DType::F32 {
+        bail!("noise is f32, not {:?}", x.dtype())
     }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        let len = length(layout, self.keys)?;
-        let out = kernels::add_normal(self.keys, len, self.sigma, self.clip, (x, layout))?;
-        Ok((out, layout.shape().clone()))
-    }
+    Ok(())
 }
 
-impl CustomOp2 for KeepInside<'_> {
-    fn name(&self) -> &'static str {
-        "clipped-noise-gradient"
-    }
+/// As `Noise` in noise.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Noise {
+    words: u64,
+    x: u64,
+    upstream: u64,
+    out: u64,
+    len: u64,
+    sigma: f32,
+    clip: i32,
+}
+// SAFETY: the fields are the kernels'.
+unsafe impl Parameters for Noise {}
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, above: &CpuStorage, al: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (len, x, above) = (length(xl, self.keys)?, numbers(x, xl)?, numbers(above, al)?);
-        let out = each(self.keys, len, |key, image, out| {
-            key.fill_normal(out);
-            for ((out, &x), &above) in out.iter_mut().zip(&x[image * len..]).zip(&above[image * len..]) {
-                let noisy = x + self.sigma * *out;
-                *out = if (0.0..=1.0).contains(&noisy) { above } else { 0.0 };
-            }
-        });
-        Ok((out, xl.shape().clone()))
-    }
+fn launch(kernel: &str, x: &Tensor, keys: &[Key], upstream: Option<&Tensor>, sigma: f32, clip: bool) -> Result<Tensor> {
+    let mut call = Call::new(x.device());
+    let words: Vec<u32> = keys.iter().flat_map(|key| key.words()).collect();
+    let len = x.elem_count() / keys.len().max(1);
+    let out = call.output(x.shape(), DType::F32)?;
+    let noise = Noise {
+        words: call.upload(&words)?,
+        x: call.read(x, DType::F32)?,
+        upstream: upstream.map_or(Ok(0), |upstream| call.read(upstream, DType::F32))?,
+        out: out.address,
+        len: len as u64,
+        sigma,
+        clip: i32::from(clip),
+    };
+    // SAFETY: every tensor has the shape of `x`, and each key its four words.
+    unsafe { call.launch(&SOURCE, kernel, keys.len() * len.div_ceil(4), &noise)? };
+    Ok(out.tensor())
+}
 
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &candle_core::CudaStorage,
-        xl: &Layout,
-        above: &candle_core::CudaStorage,
-        al: &Layout,
-    ) -> Result<(candle_core::CudaStorage, Shape)> {
-        let len = length(xl, self.keys)?;
-        Ok((kernels::keep_inside(self.keys, len, self.sigma, (x, xl), (above, al))?, xl.shape().clone()))
-    }
+/// Fills what `make(key, image, x, out)` makes of each image, in parallel.
+fn each(x: &Tensor, keys: &[Key], make: impl Fn(Key, usize, &[f32], &mut [f32]) + Sync) -> Result<Tensor> {
+    let pixels = x.flatten_all()?.to_vec1::<f32>()?;
+    let (mut out, len) = (vec![0.0; pixels.len()], (pixels.len() / keys.len().max(1)).max(1));
+    let images = out.par_chunks_mut(len).zip(pixels.par_chunks(len)).zip(keys).enumerate();
+    images.for_each(|(image, ((out, x), &key))| make(key, image, x, out));
+    Tensor::from_vec(out, x.shape(), &Device::Cpu)?.to_device(x.device())
 }
 
 #[cfg(test)]
