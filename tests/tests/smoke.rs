@@ -61,6 +61,16 @@ fn a_deleted_part_is_made_again_with_the_report_and_nothing_else() {
 }
 
 #[test]
+fn a_gpu_is_asked_for_by_the_stages_that_compute_alone() {
+    let project = Project::finished();
+    project.delete("data/report/demo/smoke.parquet");
+    project.make(&["smoke", "DEVICE=cuda"]);
+    let parts = project.parts("attack");
+    project.delete(&parts[0]);
+    assert!(project.failure(&["smoke", "DEVICE=cuda"]).contains("--device cuda: "));
+}
+
+#[test]
 fn lost_parameters_come_back_without_any_work() {
     let project = Project::finished();
     fs::remove_dir_all(project.path().join("data/plan")).unwrap();

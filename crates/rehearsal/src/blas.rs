@@ -1,5 +1,4 @@
 //! cuBLAS's products of matrices (`libcublas.so.13`), column-major as there.
-#![expect(clippy::too_many_arguments, reason = "the signatures are cuBLAS's")]
 
 use std::ffi::{c_int, c_uint};
 
@@ -172,7 +171,8 @@ macro_rules! cublas {
         #[allow(unused_unsafe, reason = "not every body needs it")]
         unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
             // SAFETY: the pointers are the caller's, as cuBLAS wants them.
-            code(stringify!($name), (|| -> Outcome { unsafe { $body } })())
+            let body = || -> Outcome { unsafe { $body } };
+            code(stringify!($name), body())
         }
     )*};
 }

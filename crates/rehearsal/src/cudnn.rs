@@ -1,7 +1,6 @@
 //! cuDNN's convolutions (`libcudnn.so.9`), by their first interface: descriptors and one call each.
 //!
 //! Each function is documented in NVIDIA's cuDNN API reference; the pointers are the caller's, as there.
-#![expect(clippy::too_many_arguments, reason = "the signatures are cuDNN's")]
 
 use std::ffi::{c_char, c_int, c_uint};
 
@@ -53,7 +52,7 @@ struct Activation {
 type Descriptor = Option<View>;
 
 unsafe fn borrow<'a, T>(handle: usize) -> Outcome<&'a mut T> {
-    if handle == 0 || handle % align_of::<T>() != 0 {
+    if handle == 0 || !handle.is_multiple_of(align_of::<T>()) {
         return fail(INVALID_HANDLE, format!("{handle:#x} is no handle or descriptor"));
     }
     // SAFETY: made by `Box::into_raw` here, and used by one thread at a time, as cuDNN asks.
@@ -157,7 +156,8 @@ macro_rules! cudnn {
         #[allow(unused_unsafe, reason = "not every body needs it")]
         unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
             // SAFETY: the pointers are the caller's, as cuDNN wants them.
-            code(stringify!($name), (|| -> Outcome { unsafe { $body } })())
+            let body = || -> Outcome { unsafe { $body } };
+            code(stringify!($name), body())
         }
     )*};
 }
@@ -526,3 +526,6 @@ extern "C" fn cudnnGetErrorString(code: u32) -> *const c_char {
     };
     text.as_ptr()
 }
+
+#[cfg(test)]
+mod tests;

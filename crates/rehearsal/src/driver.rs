@@ -1,7 +1,6 @@
 //! The driver's functions (`libcuda.so.1`), as far as the program calls them.
 //!
 //! Each is documented in NVIDIA's CUDA Driver API; the pointers are the caller's, as there.
-#![expect(clippy::too_many_arguments, reason = "the signatures are the driver's")]
 
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
@@ -57,7 +56,8 @@ macro_rules! driver {
         #[allow(unused_unsafe, reason = "not every body needs it")]
         unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
             // SAFETY: the pointers are the caller's, as the driver wants them.
-            code(stringify!($name), (|| -> Outcome { unsafe { $body } })())
+            let body = || -> Outcome { unsafe { $body } };
+            code(stringify!($name), body())
         }
     )*};
 }
@@ -74,7 +74,7 @@ fn device(device: c_int) -> Outcome {
 /// What an H100 says about itself.
 fn attribute(number: c_int) -> c_int {
     match number {
-        1 | 2 | 3 => 1024,
+        1..=3 => 1024,
         4 => 64,
         5 => i32::MAX,
         6 | 7 => 65_535,
@@ -113,7 +113,7 @@ struct Loaded {
 }
 
 unsafe fn borrow<'a, T>(handle: usize) -> Outcome<&'a T> {
-    if handle == 0 || handle % align_of::<T>() != 0 {
+    if handle == 0 || !handle.is_multiple_of(align_of::<T>()) {
         return fail(INVALID_HANDLE, format!("{handle:#x} is no handle"));
     }
     // SAFETY: handles are made by `Box::into_raw` or `Arc::into_raw` here, and the caller has this one from us.
@@ -480,7 +480,7 @@ fn with_host(on: usize, to: u64, from: u64, bytes: usize, device: [bool; 2]) -> 
 fn fill<T: Copy + Send + Sync + 'static>(on: usize, to: u64, value: T, count: usize) -> Outcome {
     stream::submit(on, move || {
         memory::check(to, count * size_of::<T>(), "a fill")?;
-        if to % align_of::<T>() as u64 != 0 {
+        if !to.is_multiple_of(align_of::<T>() as u64) {
             return fail(INVALID_VALUE, "a fill of words that are not aligned");
         }
         // SAFETY: live and aligned.
@@ -540,3 +540,6 @@ unsafe fn elapsed(to: *mut f32, start: usize, end: usize) -> Outcome {
     // SAFETY: the caller's room.
     unsafe { answer(to, time) }
 }
+
+#[cfg(test)]
+mod tests;

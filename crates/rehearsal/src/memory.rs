@@ -2,7 +2,7 @@
 
 use std::{
     alloc::Layout,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -47,9 +47,22 @@ struct Table {
     used: usize,
     most: usize,
     snapshot: Option<Arc<Ranges>>,
+    /// What was freed last, kept from the host so that its addresses are not soon used again.
+    freed: VecDeque<(u64, usize)>,
+    freed_bytes: usize,
 }
 
-static TABLE: Mutex<Table> = Mutex::new(Table { live: BTreeMap::new(), used: 0, most: 0, snapshot: None });
+/// Bytes of freed memory that are kept.
+const KEPT: usize = 256 << 20;
+
+static TABLE: Mutex<Table> = Mutex::new(Table {
+    live: BTreeMap::new(),
+    used: 0,
+    most: 0,
+    snapshot: None,
+    freed: VecDeque::new(),
+    freed_bytes: 0,
+});
 
 fn table() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -109,9 +122,15 @@ pub fn free(address: u64) -> Outcome {
     };
     table.used -= bytes;
     table.snapshot = None;
-    if let Some(layout) = layout(bytes) {
-        // SAFETY: allocated with this layout, `ALIGN` bytes before the address.
-        unsafe { std::alloc::dealloc((address as usize - ALIGN) as *mut u8, layout) };
+    table.freed.push_back((address, bytes));
+    table.freed_bytes += bytes;
+    while table.freed_bytes > KEPT {
+        let Some((address, bytes)) = table.freed.pop_front() else { break };
+        table.freed_bytes -= bytes;
+        if let Some(layout) = layout(bytes) {
+            // SAFETY: allocated with this layout, `ALIGN` bytes before the address.
+            unsafe { std::alloc::dealloc((address as usize - ALIGN) as *mut u8, layout) };
+        }
     }
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! Instructions, one by one (PTX ISA 9.0, chapter 9).
+#![expect(clippy::unnecessary_cast, reason = "one body is written for every type")]
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::{
+    cmp::Ordering,
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst},
+};
 
 use half::{bf16, f16};
 
@@ -604,18 +608,15 @@ fn bitwise(b: &mut Builder<'_>, name: &str, words: &[&str], kind: &str, o: &[&st
     })
 }
 
+/// Yields the lanes for which something holds.
+type Test = Box<dyn Fn(&mut Warp<'_>) -> u32 + Send + Sync>;
+
 /// What two numbers are compared by, as a step that yields the lanes for which it holds.
-fn comparison(
-    op: &str,
-    kind: &str,
-    flush: bool,
-    a: usize,
-    b: usize,
-) -> Option<Box<dyn Fn(&mut Warp<'_>) -> u32 + Send + Sync>> {
+fn comparison(op: &str, kind: &str, flush: bool, a: usize, b: usize) -> Option<Test> {
     macro_rules! compare {
         ($T:ty, $f:expr) => {{
             let f = $f;
-            Some(Box::new(test::<$T>(a, b, f)) as Box<dyn Fn(&mut Warp<'_>) -> u32 + Send + Sync>)
+            Some(Box::new(test::<$T>(a, b, f)) as Test)
         }};
     }
     if let Some(found) = integers!(kind, T => match op {
@@ -640,10 +641,10 @@ fn comparison(
             "ge" => compare!(T, move |x, y| w(x) >= w(y)),
             "equ" => compare!(T, move |x, y| !(w(x) < w(y) || w(x) > w(y))),
             "neu" => compare!(T, move |x, y| w(x) != w(y)),
-            "ltu" => compare!(T, move |x, y| !(w(x) >= w(y))),
-            "leu" => compare!(T, move |x, y| !(w(x) > w(y))),
-            "gtu" => compare!(T, move |x, y| !(w(x) <= w(y))),
-            "geu" => compare!(T, move |x, y| !(w(x) < w(y))),
+            "ltu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_lt)),
+            "leu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_le)),
+            "gtu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_gt)),
+            "geu" => compare!(T, move |x, y| w(x).partial_cmp(&w(y)).is_none_or(Ordering::is_ge)),
             "num" => compare!(T, move |x, y| !w(x).is_nan() && !w(y).is_nan()),
             "nan" => compare!(T, move |x, y| w(x).is_nan() || w(y).is_nan()),
             _ => None,
@@ -808,9 +809,8 @@ fn movement(b: &mut Builder<'_>, kind: &str, o: &[&str]) -> Found {
     Ok(Some(map1(d, a, |x: u64| x)))
 }
 
-/// Integers of all widths.
-fn narrow(x: i128, kind: &str) -> impl Fn(i128) -> u64 + use<> {
-    let _ = x;
+/// Cuts an integer to a type, and extends it as that type is to the lanes' 64 bits.
+fn narrow(kind: &str) -> impl Fn(i128) -> u64 + use<> {
     let bits = 8 * text::size_of(kind).unwrap_or(8) as u32;
     let signed = kind.starts_with('s');
     move |x: i128| {
@@ -849,7 +849,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     if let (true, [d, high, low]) = (to.ends_with("x2"), o) {
         let at = [b.write(d, "b32")?, b.read(high, from)?, b.read(low, from)?];
         let to = to.trim_end_matches("x2");
-        let clip = move |x: f32| if relu && !(x > 0.0) { 0.0 } else { x };
+        let clip = move |x: f32| if relu && x < 0.0 { 0.0 } else { x };
         return Ok(reals!(to, T => map2(at, move |high: f32, low: f32| {
             let half = |x: f32| T::narrow(clip(x).into(), 0.0, manner.round).bits() as u32 & 0xFFFF;
             half(high) << 16 | half(low)
@@ -860,7 +860,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     let saturating = manner.saturate;
     if is_integer(from) && is_integer(to) {
         let (low, high) = bounds(to);
-        let out = narrow(0, to);
+        let out = narrow(to);
         return Ok(integers!(from, S => if saturating {
             map1(d, a, move |x: S| out((x as i128).clamp(low, high)))
         } else {
@@ -872,7 +872,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     }
     if is_integer(to) {
         let (low, high) = bounds(to);
-        let out = narrow(0, to);
+        let out = narrow(to);
         let bits = 8 * size_of_kind(to)?;
         let special = from == "f64" || bits == 64;
         let Some(whole) = to_integral(words) else { return Ok(None) };
@@ -891,7 +891,7 @@ fn convert(b: &mut Builder<'_>, words: &[&str], o: &[&str]) -> Found {
     Ok(reals!(to, T => reals!(from, S => map1(d, a, move |x: S| {
         let x = manner.take(x).wide();
         let x = whole.map_or(x, |whole| whole(x));
-        let x = if relu && !(x > 0.0) { 0.0 } else { x };
+        let x = if relu && x < 0.0 { 0.0 } else { x };
         manner.give(T::narrow(x, 0.0, manner.round))
     })))
     .flatten())
@@ -1031,16 +1031,14 @@ fn replace(place: *mut u8, bytes: usize, mut f: impl FnMut(u64) -> u64) -> u64 {
     unsafe {
         match bytes {
             2 => AtomicU16::from_ptr(place.cast())
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(f(x.into()) as u16))
+                .fetch_update(SeqCst, SeqCst, |x| Some(f(x.into()) as u16))
                 .unwrap_or_else(|x| x)
                 .into(),
             4 => AtomicU32::from_ptr(place.cast())
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(f(x.into()) as u32))
+                .fetch_update(SeqCst, SeqCst, |x| Some(f(x.into()) as u32))
                 .unwrap_or_else(|x| x)
                 .into(),
-            _ => AtomicU64::from_ptr(place.cast())
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(f(x)))
-                .unwrap_or_else(|x| x),
+            _ => AtomicU64::from_ptr(place.cast()).fetch_update(SeqCst, SeqCst, |x| Some(f(x))).unwrap_or_else(|x| x),
         }
     }
 }
