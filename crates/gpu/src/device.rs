@@ -72,3 +72,14 @@ pub fn takes(x: &Tensor) -> bool {
 pub fn plans(device: &Device) -> bool {
     cfg!(feature = "cudnn") && device.is_cuda()
 }
+
+/// The version of cuDNN that convolutions of a GPU are by; its algorithms may round differently in another one.
+#[must_use]
+pub fn cudnn_version(device: &Device) -> Option<String> {
+    #[cfg(feature = "cudnn")]
+    if device.is_cuda() {
+        return Some(candle_core::cuda_backend::cudarc::cudnn::result::get_version().to_string());
+    }
+    let _ = device;
+    None
+}

@@ -16,6 +16,7 @@ pub fn facts(device: &Device) -> BTreeMap<String, String> {
     let facts = [
         ("commit", commit()),
         ("cpu", cpu()),
+        ("cudnn", gpu::cudnn_version(device)),
         ("device", Some(describe(device))),
         ("platform", Some(format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS))),
         ("threads", Some(rayon::current_num_threads().to_string())),
@@ -24,11 +25,14 @@ pub fn facts(device: &Device) -> BTreeMap<String, String> {
     facts.chain(versions).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// The device as the command line names it, with its number where there can be several.
+/// The device as the command line names it, with its number where there can be several, and a GPU's own name.
 fn describe(device: &Device) -> String {
     match device.location() {
         DeviceLocation::Cpu => "cpu".to_owned(),
-        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Cuda { gpu_id } => match gpu::name(device) {
+            Ok(Some(name)) => format!("cuda:{gpu_id} ({name})"),
+            _ => format!("cuda:{gpu_id}"),
+        },
         DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }

@@ -44,14 +44,17 @@ INLINE u32 index(u32 nhwc, u32 n, u32 c, u32 y, u32 x, u32 channels, u32 height,
     return nhwc ? ((n * height + y) * width + x) * channels + c : ((n * channels + c) * height + y) * width + x;
 }
 
-// Eight numbers at a time, of which `n` are there.
+// Eight numbers at a time, of which `n` are there and the others 0. Loops over them have constant bounds, so that the
+// numbers stay in registers.
+#define EACH_OF_RUN(i) UNROLLED for (u32 i = 0; i < RUN; i++)
+
 INLINE void load_run(const NUMBER *from, u32 n, float *to) {
 #ifdef __CUDACC__
     if (n == RUN) {
 #if BF16
         const uint4 all = *(const uint4 *)from;
         const u32 words[4] = {all.x, all.y, all.z, all.w};
-#pragma unroll
+        UNROLLED
         for (u32 i = 0; i < 4; i++) {
             to[2 * i] = of_bits(words[i] << 16);
             to[2 * i + 1] = of_bits(words[i] & 0xFFFF0000U);
@@ -63,7 +66,7 @@ INLINE void load_run(const NUMBER *from, u32 n, float *to) {
         return;
     }
 #endif
-    for (u32 i = 0; i < n; i++) to[i] = load(from[i]);
+    EACH_OF_RUN(i) to[i] = i < n ? load(from[i]) : 0.0f;
 }
 
 INLINE void store_run(NUMBER *to, u32 n, const float *from) {
@@ -71,7 +74,7 @@ INLINE void store_run(NUMBER *to, u32 n, const float *from) {
     if (n == RUN) {
 #if BF16
         u32 words[4];
-#pragma unroll
+        UNROLLED
         for (u32 i = 0; i < 4; i++) words[i] = (u32)store(from[2 * i]) | (u32)store(from[2 * i + 1]) << 16;
         *(uint4 *)to = make_uint4(words[0], words[1], words[2], words[3]);
 #else
@@ -81,7 +84,7 @@ INLINE void store_run(NUMBER *to, u32 n, const float *from) {
         return;
     }
 #endif
-    for (u32 i = 0; i < n; i++) to[i] = store(from[i]);
+    EACH_OF_RUN(i) if (i < n) to[i] = store(from[i]);
 }
 
 INLINE u32 run_of(u64 count, u64 first) { return count - first < RUN ? (u32)(count - first) : RUN; }
@@ -95,7 +98,7 @@ KERNEL(finish, Layer) {
     if (p.bias) {
         const u32 plane = p.oh * p.ow;
         u32 c = p.nhwc ? (u32)first % p.oc : (u32)first / plane % p.oc, pixel = p.nhwc ? 0 : (u32)first % plane;
-        for (u32 i = 0; i < n; i++) {
+        EACH_OF_RUN(i) {
             v[i] += p.bias[c];
             if (p.nhwc || ++pixel == plane) {
                 pixel = 0;
@@ -105,11 +108,11 @@ KERNEL(finish, Layer) {
     }
     if (p.y) {
         load_run(Y + first, n, other);
-        for (u32 i = 0; i < n; i++) v[i] += other[i];
+        EACH_OF_RUN(i) v[i] += other[i];
     }
     if (p.act) {
         u32 mask = 0;
-        for (u32 i = 0; i < n; i++) {
+        EACH_OF_RUN(i) {
             // Not `max`, so that NaN stays.
             const bool low = v[i] <= 0.0f, high = p.act == 2 && v[i] >= 6.0f;
             mask |= (u32)!(low || high) << i;
@@ -126,7 +129,7 @@ KERNEL(mask, Layer) {
     const u32 n = run_of(p.count, first), bits = p.bits[id];
     float v[RUN];
     load_run(X + first, n, v);
-    for (u32 i = 0; i < n; i++)
+    EACH_OF_RUN(i)
         if (!(bits >> i & 1)) v[i] = p.slope == 0.0f ? 0.0f : v[i] * p.slope;
     store_run(OUT + first, n, v);
 }
@@ -139,7 +142,7 @@ KERNEL(copy, Layer) {
     load_run(X + first, n, v);
     if (p.accumulate) {
         load_run(OUT + first, n, there);
-        for (u32 i = 0; i < n; i++) v[i] += there[i];
+        EACH_OF_RUN(i) v[i] += there[i];
     }
     store_run(OUT + first, n, v);
 }
@@ -461,8 +464,8 @@ KERNEL(keep_largest, Layer) {
     float v[RUN];
     u32 mask = 0;
     load_run(X + first, n, v);
-    for (u32 i = 0; i < n; i++) {
-        const u32 rank = counts(p, (first + i) / size(p))[256];
+    EACH_OF_RUN(i) {
+        const u32 rank = counts(p, (i < n ? first + i : first) / size(p))[256];
         const float smallest = of_bits(rank >> 31 ? rank ^ 0x80000000U : ~rank);
         const bool loses = v[i] < smallest;
         mask |= (u32)!loses << i;

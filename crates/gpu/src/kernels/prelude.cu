@@ -13,6 +13,7 @@ typedef long long i64;
 #ifdef __CUDACC__
 #define INLINE static __device__ __forceinline__
 #define CONSTANT static __device__ const
+#define UNROLLED _Pragma("unroll")
 #define KERNEL(name, Parameters)                                                  \
     INLINE void name##_thread(const Parameters &p, const u64 id);                 \
     extern "C" __global__ void name(const Parameters p, const u64 threads) {      \
@@ -25,6 +26,7 @@ INLINE void atomic_add(u32 *sum, u32 value) { atomicAdd(sum, value); }
 #include <math.h>
 #define INLINE static inline
 #define CONSTANT static const
+#define UNROLLED
 #define KERNEL(name, Parameters)                                                  \
     INLINE void name##_thread(const Parameters &p, const u64 id);                 \
     extern "C" void name(const Parameters *p, const u64 threads) {                \
