@@ -221,13 +221,14 @@ fn network(spec: &Spec, device: &Device, each: &mut dyn FnMut(Check)) -> Result<
         _ => 32,
     };
     let (x, keys) = (pixels(1, &[5, 3, side, side])?, Vec::from_iter((0..5).map(Key::root)));
-    let above = normal(2, &[5, spec.classes()])?;
+    // Upstream gradients begin within a tensor, as those of a part of a batch do.
+    let above = normal(2, &[6, spec.classes()])?;
     let ask = |network: &dyn Classifier, n: usize| -> Result<[Tensor; 2]> {
         let mut seen = None;
         let x = x.narrow(0, 0, n)?.to_device(network.device())?;
         let gradient = network.input_gradient(&x, &keys[..n], &mut |logits| {
             seen = Some(logits.clone());
-            above.narrow(0, 0, n)?.to_device(logits.device())
+            above.to_device(logits.device())?.narrow(0, 1, n)
         })?;
         let Some(logits) = seen else { candle_core::bail!("the network did not ask for the gradient at its logits") };
         Ok([logits, gradient])

@@ -40,7 +40,7 @@ impl Stage for Attack {
             return Ok(());
         };
         fits(params, &trained, &first)?;
-        let batch = trained.batch(&first)?;
+        let mut batch = trained.batch(&first)?;
         let images = images::count(ctx, ctx.shard, params.limit)?;
         let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
         let detector = Fitted::open(params, &trained, ctx)?;
@@ -48,7 +48,9 @@ impl Stage for Attack {
         cell.announce(images);
         let progress = ctx.progress(cell.evaluations(images), "evaluations");
         for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
-            out.push(&cell.attack(&images?, batch, &progress)?)?;
+            let images = images?;
+            let attack = |part, batch| cell.attack(&images.part(part), batch, &progress);
+            out.push(&trained::in_parts(images.len(), &mut batch, attack)?)?;
         }
         drop(progress);
         cell.report();

@@ -69,6 +69,22 @@ impl Images {
         Tensor::from_vec(self.to_f32(), (self.len(), 3, self.height, self.width), &Device::Cpu)
     }
 
+    /// Some of the images.
+    ///
+    /// # Panics
+    /// If they are not all there.
+    #[must_use]
+    pub fn part(&self, range: std::ops::Range<usize>) -> Self {
+        let size = 3 * self.height * self.width;
+        Self {
+            ids: self.ids[range.clone()].to_vec(),
+            labels: self.labels[range.clone()].to_vec(),
+            pixels: self.pixels[range.start * size..range.end * size].to_vec(),
+            classes: self.classes.clone(),
+            ..*self
+        }
+    }
+
     fn empty(of: &Parts) -> Self {
         let (ids, labels, pixels) = Default::default();
         Self { ids, labels, pixels, height: of.height, width: of.width, classes: of.classes.clone() }

@@ -1,6 +1,6 @@
 //! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use artifact::FinetuneRow;
 use candle_core::{DType, Device};
@@ -137,8 +137,65 @@ fn executor_in(
     })
 }
 
+/// Does `run(images, batch)` for all of `0..n`, at most `batch` images at a time, and joins what it gives. Where the device has
+/// no memory for it, both are halved, from then on, and the images are run again.
+///
+/// # Errors
+/// Those of `run`, but for memory that a smaller batch does not need.
+pub fn in_parts<T>(
+    n: usize,
+    batch: &mut usize,
+    mut run: impl FnMut(Range<usize>, usize) -> anyhow::Result<Vec<T>>,
+) -> anyhow::Result<Vec<T>> {
+    let (mut done, mut all) = (0, Vec::new());
+    while done < n {
+        let end = n.min(done + *batch);
+        match run(done..end, *batch) {
+            Ok(some) => {
+                all.extend(some);
+                done = end;
+            }
+            Err(error) if *batch > 1 && is_out_of_memory(&error) => {
+                *batch /= 2;
+                tracing::info!("the device has no memory for that: {batch} images at a time from here on");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<candle_core::Error>()).any(gpu::is_out_of_memory)
+}
+
 /// Gives an error about weights its exit code.
 fn fault(error: weights::Error) -> anyhow::Error {
     let text = error.to_string();
     if error.is_invalid_numbers() { Invalid(text).into() } else { Unfit(text).into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_run_again_in_smaller_parts() {
+        let full = || anyhow::Error::from(candle_core::Error::msg("CUDA_ERROR_OUT_OF_MEMORY")).context("an attack");
+        let mut batch = 16;
+        let mut asked = Vec::new();
+        let found = in_parts(11, &mut batch, |range, batch| {
+            asked.push((range.clone(), batch));
+            if batch > 5 { Err(full()) } else { Ok(range.collect()) }
+        });
+        assert_eq!(found.unwrap(), Vec::from_iter(0..11));
+        assert_eq!(asked, [(0..11, 16), (0..8, 8), (0..4, 4), (4..8, 4), (8..11, 4)]);
+        assert_eq!(batch, 4, "the size that went is kept");
+        let mut batch = 4;
+        assert!(in_parts(2, &mut batch, |_, _| Err::<Vec<()>, _>(full())).is_err());
+        assert_eq!(batch, 1);
+        let mut batch = 4;
+        let other = in_parts(2, &mut batch, |_, _| Err::<Vec<()>, _>(anyhow::anyhow!("no")));
+        assert_eq!((other.unwrap_err().to_string().as_str(), batch), ("no", 4));
+    }
 }

@@ -280,11 +280,11 @@ fn run(call: &Call, task: &Task, base: u64, workspace: u64, place: impl FnOnce(L
     }
 }
 
-/// Copies 32-bit words.
+/// Copies 32-bit words, one by one: a tensor may begin anywhere.
 fn copy(call: &Call, from: u64, to: u64, count: usize) -> Result<()> {
-    let layer = Layer { x: from, out: to, count: count as u64, ..Layer::default().placed(0) };
+    let layer = Layer { x: from, out: to, ..Layer::default().placed(0) };
     // SAFETY: both have so many words.
-    unsafe { call.launch(&F32, "copy", count.div_ceil(layer::RUN), &layer) }
+    unsafe { call.launch(&F32, "widen", count, &layer) }
 }
 
 impl Constants {
