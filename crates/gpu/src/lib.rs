@@ -1,9 +1,10 @@
 //! What an NVIDIA GPU does by our own hand, where candle has no quick or no keyed way.
 //!
-//! [`conv2d`] is every convolution: forward, input gradient and weight gradient by cuDNN, with the choice of algorithm kept
-//! and the workspace reused; it needs the feature `cudnn`. [`noise`] draws a [`game::Key`]'s numbers on the device; it needs
-//! the feature `cuda`. Both compute on the CPU too, without speed: that is the reference of their tests. [`Halving`] meets
-//! memory that runs out with smaller batches.
+//! [`conv2d`] is every convolution of autograd: forward, input gradient and weight gradient by cuDNN, with the choice of
+//! algorithm kept and the workspace reused; [`Convolutions`] are the same for plans, which place their memory themselves. Both
+//! need the feature `cudnn`. [`kernels`] launches C++ of our own on tensors, which needs the feature `cuda`, or a C++ compiler in
+//! tests; [`noise`] draws a [`game::Key`]'s numbers so. [`record`] makes a CUDA graph of launches. [`Halving`] meets memory that
+//! runs out with smaller batches.
 //!
 //! The features only make the device's side: without them the crate builds, and its tests pass, on any machine.
 
