@@ -38,7 +38,7 @@ pub fn works() -> Vec<Work> {
 }
 
 /// Seconds of one measurement.
-const SECONDS: f64 = 1.0;
+const SECONDS: f64 = 0.7;
 
 /// Every way to compute in a precision.
 fn ways(precision: Precision) -> impl Iterator<Item = Settings> {

@@ -10,7 +10,7 @@ use crate::speed::Work;
 const SCRIPT: &str = include_str!("torch_gpu.py");
 
 /// Seconds after which nothing more is compiled: the whole check takes eight minutes at most.
-const BUDGET: f64 = 240.0;
+const BUDGET: f64 = 200.0;
 
 /// What PyTorch reached.
 #[derive(Debug, Default, Deserialize)]
@@ -52,7 +52,7 @@ impl Theirs {
 
 /// Measures every variant of these works; what fails is skipped with its reason.
 pub fn measure(python: &str, device: &str, compile: bool, works: &[Work]) -> Theirs {
-    ask(python, device, compile, works, 1.0).unwrap_or_else(|error| Theirs::absent(&format!("{error:#}")))
+    ask(python, device, compile, works, 0.7).unwrap_or_else(|error| Theirs::absent(&format!("{error:#}")))
 }
 
 fn ask(python: &str, device: &str, compile: bool, works: &[Work], seconds: f64) -> anyhow::Result<Theirs> {
