@@ -132,6 +132,9 @@ struct Row {
     input: String,
     #[serde(default)]
     threads: u32,
+    /// Images at a time.
+    #[serde(default)]
+    batch: u32,
     ours_per_second: Option<f64>,
     machine: String,
 }
@@ -143,6 +146,7 @@ struct Measured {
     net: Net,
     multiplications: u64,
     threads: u32,
+    batch: u32,
     per_second: f64,
 }
 
@@ -173,8 +177,8 @@ pub struct Rate<'a> {
 }
 
 impl Rates {
-    /// Reads recorded tables; of several rates for the same work on the same machine that of the most threads counts, and of
-    /// those the last.
+    /// Reads recorded tables; of several rates for the same work on the same machine that of the most threads counts, of those
+    /// that of the most images at a time, and of those the last.
     ///
     /// # Errors
     /// If a file cannot be read, or is no such table.
@@ -212,9 +216,9 @@ fn take(machine: &mut Option<Machine>, row: Row) -> Result<(), String> {
     }
     let rates = &mut machine.as_mut().expect("just made").rates;
     let other = |known: &Measured| known.work != work || known.net != net;
-    if rates.iter().all(|known| other(known) || known.threads <= row.threads) {
+    if rates.iter().all(|known| other(known) || (known.threads, known.batch) <= (row.threads, row.batch)) {
         rates.retain(other);
-        rates.push(Measured { work, net, multiplications, threads: row.threads, per_second });
+        rates.push(Measured { work, net, multiplications, threads: row.threads, batch: row.batch, per_second });
     }
     Ok(())
 }
@@ -296,6 +300,10 @@ mod tests {
     #[test]
     fn the_last_rate_of_the_most_threads_on_the_last_machine_counts() {
         let engine = |rows: &[serde_json::Value]| ("engine.json", json!(rows));
+        let of = |batch: u32, mut row: serde_json::Value| {
+            row["batch"] = batch.into();
+            row
+        };
         let rates = read(&[
             engine(&[row("gradient", "resnet-50", "3x224x224", 1, 9.0, "old")]),
             engine(&[
@@ -307,7 +315,8 @@ mod tests {
             (
                 "gpu-check.json",
                 json!([
-                    row("logits f32", "resnet-50", "3x224x224", 0, 3000.0, "GPU"),
+                    of(64, row("logits f32", "resnet-50", "3x224x224", 0, 3000.0, "GPU")),
+                    of(4, row("logits f32", "resnet-50", "3x224x224", 0, 500.0, "GPU")),
                     row("gradient tf32", "resnet-50", "3x224x224", 0, 2000.0, "GPU"),
                 ]),
             ),
