@@ -7,10 +7,12 @@
 #[cfg(feature = "cuda")]
 mod device;
 mod host;
+mod tie;
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail, op::BackpropOp};
 
 pub use host::on_host;
+pub use tie::{tie, tie3};
 
 const PRELUDE: &str = include_str!("prelude.cu");
 #[cfg(feature = "cuda")]

@@ -3,9 +3,10 @@
 //! Candle's own convolutions always compute the weight gradient and its pools have wrong gradients, so every operation
 //! here is a custom one. Images are worked on one by one, in parallel: an image's result is the same in any batch.
 //! Sums over images are taken in an order that depends on the batch alone, never on threads. On other devices the
-//! same operations are composed of candle's.
+//! same operations are composed of candle's, but for those of training that a GPU has kernels of ours for.
 
 mod conv;
+mod device;
 mod kernel;
 mod norm;
 mod plain;

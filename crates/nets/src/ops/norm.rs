@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
 use rayon::prelude::*;
 
-use super::{Activation, Element, dispatch, owned, plain, read, tensor, view, zeros};
+use super::{Activation, Element, device, dispatch, owned, plain, read, tensor, view, zeros};
 
 /// Numbers that one step of a sum adds side by side.
 const LANES: usize = 16;
@@ -39,6 +39,9 @@ pub fn batch_norm(
     }
     if gamma.dims() != [c] || beta.dims() != [c] {
         bail!("images {:?} do not fit a normalisation of {:?} channels", x.dims(), gamma.dims());
+    }
+    if device::takes(x) {
+        return device::batch_norm(x, gamma, beta, eps, activation);
     }
     if !x.device().is_cpu() {
         return plain::batch_norm(x, gamma, beta, eps, activation);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
 use rayon::prelude::*;
 
-use super::{Element, dispatch, owned, plain, read, tensor, view, zeros};
+use super::{Element, device, dispatch, owned, plain, read, tensor, view, zeros};
 
 /// Maximum over `kernel x kernel` windows of `(n, c, h, w)`; the padding never wins. The gradient goes to the first
 /// maximum of a window, in reading order.
@@ -14,7 +14,11 @@ use super::{Element, dispatch, owned, plain, read, tensor, view, zeros};
 /// If a window would lie in the padding alone, or is larger than the padded plane.
 pub fn max_pool(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let pool = MaxPool { kernel, stride, padding };
-    pool.output(x.dims())?;
+    let output = pool.output(x.dims())?;
+    // A winner's place in its window is a byte.
+    if device::takes(x) && kernel < 16 {
+        return device::max_pool(x, output, [kernel, stride, padding]);
+    }
     if !x.device().is_cpu() {
         return plain::max_pool(x, kernel, stride, padding);
     }
