@@ -14,7 +14,7 @@ use crate::{
     Graph, Op, Weights,
     fold::get,
     fused::Program,
-    ops::{self, Element, Statistics, Window, dispatch, owned, read, tensor, view},
+    ops::{self, Element, Moments, Statistics, Window, dispatch, owned, read, tensor, view},
     steps::{Step, run, stateless, steps},
 };
 
@@ -99,8 +99,10 @@ impl Trainee {
         let (steps, parameters) = (&self.steps, &self.parameters);
         let mut seen = Vec::new();
         let logits = run(steps, x, |index, inputs| forward(&steps[index], inputs, parameters, &mut seen))?;
-        for (name, statistics) in seen {
-            self.learn(&name, &statistics)?;
+        let (names, moments): (Vec<String>, Vec<Moments>) = seen.into_iter().unzip();
+        // Here, once for all layers, the host waits for the device.
+        for (name, statistics) in names.iter().zip(Moments::statistics(&moments)?) {
+            self.learn(name, &statistics)?;
         }
         Ok(logits)
     }
@@ -203,7 +205,7 @@ fn forward(
     step: &Step,
     inputs: &[&Tensor],
     parameters: &BTreeMap<String, Var>,
-    seen: &mut Vec<(String, Statistics)>,
+    seen: &mut Vec<(String, Moments)>,
 ) -> Result<Tensor> {
     let part = |name: &str, part: &str| match parameters.get(&format!("{name}.{part}")) {
         Some(var) => Ok(var.as_tensor()),
@@ -219,8 +221,8 @@ fn forward(
         Op::Linear { name, .. } => ops::linear(x, part(name, "weight")?, part(name, "bias")?),
         Op::BatchNorm { name, eps, .. } => {
             let (gamma, beta) = (part(name, "weight")?, part(name, "bias")?);
-            let (out, statistics) = ops::batch_norm(x, gamma, beta, *eps, step.activation)?;
-            seen.push((name.clone(), statistics));
+            let (out, moments) = ops::batch_norm(x, gamma, beta, *eps, step.activation)?;
+            seen.push((name.clone(), moments));
             Ok(out)
         }
         _ => stateless(step, inputs),
