@@ -221,3 +221,18 @@ KERNEL(subsample_back, Step) {
     const bool read = at.y % p.stride == 0 && at.x % p.stride == 0;
     p.out[id] = read ? p.dy[((u64)(n * p.oc + c) * p.oh + at.y / p.stride) * p.ow + at.x / p.stride] : 0.0f;
 }
+
+struct Adam {
+    const float *gradient, *old, *old_mean, *old_square;
+    float *updated, *mean, *square;
+    float keep, step, root, one_less1, one_less2, beta2, eps;
+};
+
+// One step of AdamW.
+KERNEL(adam_w, Adam) {
+    const float g = p.gradient[id];
+    const float mean = p.old_mean[id] + (g - p.old_mean[id]) * p.one_less1;
+    const float square = p.old_square[id] * p.beta2 + g * g * p.one_less2;
+    p.mean[id] = mean, p.square[id] = square;
+    p.updated[id] = p.old[id] * p.keep - p.step * mean / (sqrtf(square) / p.root + p.eps);
+}

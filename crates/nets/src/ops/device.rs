@@ -55,7 +55,7 @@ struct Step {
 unsafe impl Parameters for Step {}
 
 /// Whether kernels compute what is made of `x`: f32 where they [run](run_at), and few enough for their indices.
-pub(super) fn takes(x: &Tensor) -> bool {
+pub(crate) fn takes(x: &Tensor) -> bool {
     run_at(x.device()) && x.dtype() == DType::F32 && u32::try_from(x.elem_count()).is_ok()
 }
 
@@ -284,4 +284,65 @@ pub(super) fn subsample(x: &Tensor, stride: usize, before: usize, after: usize) 
     let shape = [n, before + c + after, h.div_ceil(stride), w.div_ceil(stride)];
     let step = Step { before: before as u32, ..Step::images(x.dims(), &shape).windows(1, stride, 0) };
     Moved { name: "subsample", kernels: ["subsample", "subsample_back"], step, wins: false }.apply(x, &shape)
+}
+
+/// The numbers of one step of AdamW, the same for all parameters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates<T> {
+    /// What decay leaves of a parameter.
+    pub keep: T,
+    /// The learning rate over the bias of the gradients' mean.
+    pub step: T,
+    /// The root of the bias of their mean square.
+    pub root: T,
+    /// One less the decay of the mean, and of the mean square.
+    pub one_less1: T,
+    pub one_less2: T,
+    /// The decay of the mean square.
+    pub beta2: T,
+    /// Added to the root of the mean square.
+    pub eps: T,
+}
+
+/// As `Adam` in device.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Adam {
+    /// Gradient, parameter, mean and mean square.
+    old: [u64; 4],
+    /// Parameter, mean and mean square.
+    new: [u64; 3],
+    rates: Rates<f32>,
+}
+// SAFETY: the fields are the kernel's.
+unsafe impl Parameters for Adam {}
+
+/// One step of AdamW: of a parameter, its gradients' mean and their mean square, all of one shape.
+pub(crate) fn adam_w(
+    old: &Tensor,
+    gradient: &Tensor,
+    [mean, square]: &[Tensor; 2],
+    rates: Rates<f32>,
+) -> Result<[Tensor; 3]> {
+    let tensors = [gradient, old, mean, square];
+    if tensors.iter().any(|tensor| tensor.shape() != old.shape()) {
+        candle_core::bail!(
+            "a parameter {:?} has a gradient {:?} and a mean {:?}",
+            old.dims(),
+            gradient.dims(),
+            mean.dims()
+        );
+    }
+    let mut call = Call::new(old.device());
+    let mut addresses = [0; 4];
+    for (address, tensor) in addresses.iter_mut().zip(tensors) {
+        *address = call.read(tensor, DType::F32)?;
+    }
+    let new = || call.output(old.shape(), DType::F32);
+    let new = [new()?, new()?, new()?];
+    let adam = Adam { old: addresses, new: [0, 1, 2].map(|i: usize| new[i].address), rates };
+    // SAFETY: all tensors have the parameter's shape.
+    unsafe { call.launch(&SOURCE, "adam_w", old.elem_count(), &adam)? };
+    Ok(new.map(Output::tensor))
 }

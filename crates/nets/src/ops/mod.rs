@@ -17,6 +17,7 @@ mod volume;
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
 pub use conv::{Frozen, Window, conv2d, linear};
+pub(crate) use device::{Rates, adam_w, takes};
 pub use norm::{Moments, Statistics, batch_norm};
 pub use pointwise::{Activation, Affine, activate, add};
 pub use pool::{average_pool, global_average_pool, max_pool, subsample};

@@ -160,6 +160,31 @@ fn a_sum_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn adamw_by_a_kernel_takes_the_same_steps() {
+    let graph = spec(r#"{"name": "cifar-resnet", "depth": 8, "width": 4, "classes": 3}"#).graph().unwrap();
+    let start = nets::weights::initialise(&graph, Key::root(1)).unwrap();
+    let mut trainee = Trainee::new(&graph, &start, &Device::Cpu).unwrap();
+    let x = images(Key::root(2), &[4, 3, 8, 8], DType::F32);
+    let gradients = trainee.loss(&x, &[0, 1, 2, 0]).unwrap().0.backward().unwrap();
+    let first = trainee.weights().unwrap();
+    let mut run = || {
+        for (name, var) in trainee.parameters() {
+            var.set(&first[name]).unwrap();
+        }
+        let mut optimiser = AdamW::new(Settings::default());
+        (0..3).for_each(|_| optimiser.step(&mut trainee, &gradients, 1e-2).unwrap());
+        (trainee.weights().unwrap(), optimiser.state().unwrap())
+    };
+    let (weights, state) = run();
+    let Some(found) = on_host(run) else { return eprintln!("skipped: no C++ compiler to run the kernels with") };
+    let same =
+        |(name, tensor): (&String, &Tensor)| tensor.dtype() == DType::I64 || vector(tensor) == vector(&found.1[name]);
+    assert!(state.len() > 1 && state.iter().all(same));
+    assert!(weights.iter().all(|(name, tensor)| vector(tensor) == vector(&found.0[name])));
+    assert!(weights.iter().any(|(name, tensor)| vector(tensor) != vector(&first[name])));
+}
+
+#[test]
 fn a_network_trains_by_kernels_as_on_the_cpu() {
     for json in [
         r#"{"name": "cifar-resnet", "depth": 8, "width": 4, "classes": 3}"#,
