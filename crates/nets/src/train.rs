@@ -14,7 +14,7 @@ use crate::{
     Graph, Op, Weights,
     fold::get,
     fused::Program,
-    ops::{self, Element, Statistics, Window, dispatch, owned, read, tensor, view},
+    ops::{self, Element, Moments, Rates, Statistics, Window, dispatch, owned, read, tensor, view},
     steps::{Step, run, stateless, steps},
 };
 
@@ -99,8 +99,10 @@ impl Trainee {
         let (steps, parameters) = (&self.steps, &self.parameters);
         let mut seen = Vec::new();
         let logits = run(steps, x, |index, inputs| forward(&steps[index], inputs, parameters, &mut seen))?;
-        for (name, statistics) in seen {
-            self.learn(&name, &statistics)?;
+        let (names, moments): (Vec<String>, Vec<Moments>) = seen.into_iter().unzip();
+        // Here, once for all layers, the host waits for the device.
+        for (name, statistics) in names.iter().zip(Moments::statistics(&moments)?) {
+            self.learn(name, &statistics)?;
         }
         Ok(logits)
     }
@@ -203,7 +205,7 @@ fn forward(
     step: &Step,
     inputs: &[&Tensor],
     parameters: &BTreeMap<String, Var>,
-    seen: &mut Vec<(String, Statistics)>,
+    seen: &mut Vec<(String, Moments)>,
 ) -> Result<Tensor> {
     let part = |name: &str, part: &str| match parameters.get(&format!("{name}.{part}")) {
         Some(var) => Ok(var.as_tensor()),
@@ -219,8 +221,8 @@ fn forward(
         Op::Linear { name, .. } => ops::linear(x, part(name, "weight")?, part(name, "bias")?),
         Op::BatchNorm { name, eps, .. } => {
             let (gamma, beta) = (part(name, "weight")?, part(name, "bias")?);
-            let (out, statistics) = ops::batch_norm(x, gamma, beta, *eps, step.activation)?;
-            seen.push((name.clone(), statistics));
+            let (out, moments) = ops::batch_norm(x, gamma, beta, *eps, step.activation)?;
+            seen.push((name.clone(), moments));
             Ok(out)
         }
         _ => stateless(step, inputs),
@@ -353,56 +355,49 @@ impl AdamW {
         self.steps += 1;
         for (name, var) in &trainee.parameters {
             let Some(gradient) = gradients.get(var.as_tensor()) else { continue };
-            let cpu = |tensor: &Tensor| tensor.detach().to_device(&Device::Cpu)?.contiguous();
-            let (old, gradient) = (cpu(var.as_tensor())?, cpu(gradient)?);
+            let old = var.as_tensor().detach();
+            // Kernels update a parameter where it is; else the CPU does.
+            let place = if ops::takes(&old) { old.device().clone() } else { Device::Cpu };
+            let there = |tensor: &Tensor| tensor.detach().to_device(&place)?.contiguous();
+            let (old, gradient) = (there(&old)?, there(gradient)?);
             let moments = match self.moments.get(name) {
-                Some(moments) => moments.clone(),
+                Some([mean, square]) => [there(mean)?, there(square)?],
                 None => [old.zeros_like()?, old.zeros_like()?],
             };
-            let [new, mean, square] =
-                dispatch!(old.dtype(), T => self.update::<T>(&old, &gradient, &moments, learning_rate)?);
+            let [new, mean, square] = if ops::takes(&old) {
+                ops::adam_w(&old, &gradient, &moments, self.rates(learning_rate))?
+            } else {
+                dispatch!(old.dtype(), T => update::<T>(&old, &gradient, &moments, self.rates(learning_rate))?)
+            };
             var.set(&new.to_device(var.device())?)?;
             self.moments.insert(name.clone(), [mean, square]);
         }
         Ok(())
     }
 
-    /// The new parameter and moments.
-    fn update<T: Element>(
-        &self,
-        old: &Tensor,
-        gradient: &Tensor,
-        moments: &[Tensor; 2],
-        rate: f64,
-    ) -> Result<[Tensor; 3]> {
+    fn rates<T: Element>(&self, learning_rate: f64) -> Rates<T> {
         let Settings { beta1, beta2, eps, weight_decay } = self.settings;
         let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
-        let keep = T::of(1.0 - rate * weight_decay);
-        let (step, root) = (T::of(rate / correction(beta1)), T::of(correction(beta2).sqrt()));
-        let (one_less1, one_less2, beta2, eps) = (T::of(1.0 - beta1), T::of(1.0 - beta2), T::of(beta2), T::of(eps));
-        let copy = |tensor: &Tensor| read::<T, _>(tensor, <[T]>::to_vec);
-        let (mut new, mut mean, mut square) = (copy(old)?, copy(&moments[0])?, copy(&moments[1])?);
-        read::<T, _>(gradient, |gradient| {
-            let state = new.par_iter_mut().zip(mean.par_iter_mut()).zip(square.par_iter_mut()).zip(gradient.par_iter());
-            state.with_min_len(1 << 13).for_each(|(((w, mean), square), &g)| {
-                *mean = *mean + (g - *mean) * one_less1;
-                *square = *square * beta2 + g * g * one_less2;
-                *w = *w * keep - step * *mean / (square.sqrt() / root + eps);
-            });
-        })?;
-        let shape = old.shape();
-        Ok([tensor(new, shape)?, tensor(mean, shape)?, tensor(square, shape)?])
+        Rates {
+            keep: T::of(1.0 - learning_rate * weight_decay),
+            step: T::of(learning_rate / correction(beta1)),
+            root: T::of(correction(beta2).sqrt()),
+            one_less1: T::of(1.0 - beta1),
+            one_less2: T::of(1.0 - beta2),
+            beta2: T::of(beta2),
+            eps: T::of(eps),
+        }
     }
 
     /// What a later [`AdamW::restore`] needs to go on bit for bit: tensors that [`crate::weights::save`] writes.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// If memory runs out, or the device fails.
     pub fn state(&self) -> Result<Weights> {
         let mut state = Weights::from([("steps".to_owned(), Tensor::new(&[self.steps], &Device::Cpu)?)]);
         for (name, [mean, square]) in &self.moments {
-            state.insert(format!("mean.{name}"), mean.clone());
-            state.insert(format!("square.{name}"), square.clone());
+            state.insert(format!("mean.{name}"), mean.to_device(&Device::Cpu)?);
+            state.insert(format!("square.{name}"), square.to_device(&Device::Cpu)?);
         }
         Ok(state)
     }
@@ -422,4 +417,21 @@ impl AdamW {
         }
         Ok(Self { settings, steps, moments })
     }
+}
+
+/// The new parameter and moments.
+fn update<T: Element>(old: &Tensor, gradient: &Tensor, moments: &[Tensor; 2], rates: Rates<T>) -> Result<[Tensor; 3]> {
+    let Rates { keep, step, root, one_less1, one_less2, beta2, eps } = rates;
+    let copy = |tensor: &Tensor| read::<T, _>(tensor, <[T]>::to_vec);
+    let (mut new, mut mean, mut square) = (copy(old)?, copy(&moments[0])?, copy(&moments[1])?);
+    read::<T, _>(gradient, |gradient| {
+        let state = new.par_iter_mut().zip(mean.par_iter_mut()).zip(square.par_iter_mut()).zip(gradient.par_iter());
+        state.with_min_len(1 << 13).for_each(|(((w, mean), square), &g)| {
+            *mean = *mean + (g - *mean) * one_less1;
+            *square = *square * beta2 + g * g * one_less2;
+            *w = *w * keep - step * *mean / (square.sqrt() / root + eps);
+        });
+    })?;
+    let shape = old.shape();
+    Ok([tensor(new, shape)?, tensor(mean, shape)?, tensor(square, shape)?])
 }

@@ -7,12 +7,12 @@
 #[cfg(feature = "cuda")]
 mod device;
 mod host;
-mod tie;
+mod tied;
 
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail, op::BackpropOp};
 
 pub use host::on_host;
-pub use tie::{tie, tie3};
+pub use tied::Backward;
 
 const PRELUDE: &str = include_str!("prelude.cu");
 #[cfg(feature = "cuda")]
@@ -119,6 +119,12 @@ pub struct Output {
 }
 
 impl Output {
+    /// How many numbers it has.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.shape.elem_count()
+    }
+
     /// The tensor; read it on the same device, whose queue keeps the order.
     #[must_use]
     pub fn tensor(self) -> Tensor {
@@ -195,6 +201,17 @@ impl Call {
             }),
         };
         Ok(Output { address: address(&storage)?, storage, shape })
+    }
+
+    /// The address of so many numbers that are anything until a kernel writes them, and that no tensor is made of.
+    ///
+    /// # Errors
+    /// As [`Call::output`].
+    pub fn room(&mut self, count: usize, dtype: DType) -> Result<u64> {
+        let room = self.output(count, dtype)?;
+        let address = room.address;
+        self.kept.push(Kept::Tensor(room.tensor()));
+        Ok(address)
     }
 
     /// Launches `kernel` of `source` with so many threads.

@@ -177,8 +177,10 @@ impl Frozen {
         same_type("convolution", x.dtype(), self.weight.dtype())?;
         if !x.device().is_cpu() {
             let out = plain::conv2d(x, &self.weight, self.bias.as_ref(), self.window, self.precision)?;
-            let out = if let Some(y) = y { (out + y)? } else { out };
-            return plain::activate(&out, self.activation);
+            return match y {
+                Some(y) => super::add(&out, y, self.activation),
+                None => super::activate(&out, self.activation),
+            };
         }
         match y {
             Some(y) => x.contiguous()?.apply_op2(&y.contiguous()?, self.clone()),

@@ -1,126 +1,238 @@
-// What training asks of a GPU beside convolutions, on f32 planes (n, c, h, w). Sums over a channel are in double precision and in
-// a fixed order: PARTS threads add the numbers that are PARTS apart, and one thread adds their sums.
+// The operations of training on f32 tensors (n, c, h, w). Each kernel reads the fields it needs: x is an operand, y a second
+// one or, in a backward pass, the forward pass's result, dy the gradient of that result. (c, h, w) is the shape of an image
+// of x, (oc, oh, ow) that of the result.
 
-#define PARTS 1024
-
-struct Norm {
-    const float *x, *out, *upstream, *gamma, *beta;
-    float *to, *dgamma, *dbeta;
-    double *parts, *statistics, *sums;
-    double eps, slope;
-    u64 count;
-    u32 channels, plane, act;
+struct Step {
+    const float *x, *y, *dy, *gamma, *beta;
+    float *out, *channels, *slopes, *dgamma, *dbeta;
+    double *moments, *sums;
+    u8 *winners;
+    double eps;
+    u32 c, h, w, oc, oh, ow, size, stride, padding, before, count, parts, act;
+    float slope;
 };
 
-// Number `i` of a channel: image after image.
-INLINE u64 of_channel(const Norm &p, u64 channel, u64 i) {
-    return (i / p.plane * p.channels + channel) * p.plane + i % p.plane;
+// The activation of v; of NaN it is NaN. `act` is 0 none, 1 ReLU, 2 ReLU6, 3 leaky.
+INLINE float activation(const Step &p, float v) {
+    if (p.act == 0) return v;
+    if (v < 0.0f) return p.act == 3 ? p.slope * v : 0.0f;
+    return p.act == 2 && v > 6.0f ? 6.0f : v;
 }
 
-// The gradient before the activation; `act` is 0 none, 1 ReLU, 2 ReLU6, 3 leaky.
-INLINE float pass(const Norm &p, float out, float dy) {
-    const bool open = p.act == 0 || (out > 0.0f && (p.act != 2 || out < 6.0f));
-    return open ? dy : p.act == 3 ? (float)p.slope * dy : 0.0f;
+// The gradient before the activation, where its value is `out` and the gradient after it `dy`.
+INLINE float pass(const Step &p, float out, float dy) {
+    if (p.act == 0 || (out > 0.0f && !(p.act == 2 && out >= 6.0f))) return dy;
+    return p.act == 3 ? p.slope * dy : 0.0f;
 }
 
-INLINE double inverse(const Norm &p, u64 channel) { return 1.0 / sqrt(p.statistics[2 * channel + 1] + p.eps); }
+KERNEL(activate, Step) { p.out[id] = activation(p, p.y ? p.x[id] + p.y[id] : p.x[id]); }
 
-INLINE double total(const double *parts) {
+KERNEL(activate_back, Step) { p.out[id] = pass(p, p.y[id], p.dy[id]); }
+
+// Sums over a channel: `parts` threads each add, in double precision, those of its `count` numbers that are `parts` apart;
+// LANES threads each add their share of these sums; and who needs the total adds the rest. `sums` holds `parts` numbers for
+// each channel, twice: two sums are made at once.
+#define LANES 32
+
+#define EACH_OF_PART(v) for (u32 v = (u32)id % p.parts; v < p.count; v += p.parts)
+#define CHANNEL_OF_PART ((u32)id / p.parts)
+
+// The place of number `v` of a channel, counted (n, h, w).
+INLINE u32 of_channel(const Step &p, u32 c, u32 v) {
+    const u32 plane = p.h * p.w;
+    return (v / plane * p.c + c) * plane + v % plane;
+}
+
+INLINE u32 channel_of(const Step &p, u64 id) { return (u32)id / (p.h * p.w) % p.c; }
+
+INLINE void keep_parts(const Step &p, u64 id, double first, double second) {
+    p.sums[id] = first;
+    p.sums[(u64)p.c * p.parts + id] = second;
+}
+
+KERNEL(add_parts, Step) {
+    double *parts = p.sums + id / LANES * p.parts, sum = 0.0;
+    for (u32 i = (u32)id % LANES; i < p.parts; i += LANES) sum += parts[i];
+    parts[id % LANES] = sum;
+}
+
+INLINE double total(const Step &p, u64 row) {
     double sum = 0.0;
-    for (u32 i = 0; i < PARTS; i++) sum += parts[i];
+    for (u32 i = 0; i < LANES; i++) sum += p.sums[row * p.parts + i];
     return sum;
 }
 
-KERNEL(mean_parts, Norm) {
-    double sum = 0.0;
-    for (u64 i = id % PARTS; i < p.count; i += PARTS) sum += p.x[of_channel(p, id / PARTS, i)];
-    p.parts[id] = sum;
-}
-
-KERNEL(mean_total, Norm) { p.statistics[2 * id] = total(p.parts + id * PARTS) / (double)p.count; }
-
-KERNEL(variance_parts, Norm) {
-    const float mean = (float)p.statistics[id / PARTS * 2];
-    double sum = 0.0;
-    for (u64 i = id % PARTS; i < p.count; i += PARTS) {
-        const float gap = p.x[of_channel(p, id / PARTS, i)] - mean;
-        sum += gap * gap;
+// Of the gaps to a channel's first number, so that little cancels in the variance, and nothing where all are the same.
+KERNEL(moments_parts, Step) {
+    const u32 c = CHANNEL_OF_PART;
+    const double shift = p.x[of_channel(p, c, 0)];
+    double sum = 0.0, squares = 0.0;
+    EACH_OF_PART(v) {
+        const double gap = (double)p.x[of_channel(p, c, v)] - shift;
+        sum += gap, squares += gap * gap;
     }
-    p.parts[id] = sum;
+    keep_parts(p, id, sum, squares);
 }
 
-KERNEL(variance_total, Norm) { p.statistics[2 * id + 1] = total(p.parts + id * PARTS) / (double)p.count; }
-
-KERNEL(normalise, Norm) {
-    const u64 channel = id / p.plane % p.channels;
-    const float scale = (float)inverse(p, channel) * p.gamma[channel];
-    const float v = (p.x[id] - (float)p.statistics[2 * channel]) * scale + p.beta[channel];
+// A channel's mean and biased variance; and, rounded, the mean and one over the deviation.
+KERNEL(moments_total, Step) {
+    const double gap = total(p, id) / p.count, variance = total(p, p.c + id) / p.count - gap * gap;
+    const double mean = (double)p.x[of_channel(p, (u32)id, 0)] + gap;
     // Not `max`, so that NaN stays.
-    const bool low = p.act && v < 0.0f, high = p.act == 2 && v > 6.0f;
-    p.to[id] = low ? (p.act == 3 ? (float)p.slope * v : 0.0f) : high ? 6.0f : v;
+    const double least = variance < 0.0 ? 0.0 : variance;
+    p.moments[id] = mean, p.moments[p.c + id] = least;
+    p.channels[id] = (float)mean, p.channels[p.c + id] = (float)(1.0 / sqrt(least + p.eps));
 }
 
-// Of the gradient, and of its products with what was normalised.
-KERNEL(gradient_parts, Norm) {
-    const u64 channel = id / PARTS;
-    const float mean = (float)p.statistics[2 * channel], scale = (float)inverse(p, channel);
+KERNEL(normalise, Step) {
+    const u32 c = channel_of(p, id);
+    const float scale = p.gamma ? p.channels[p.c + c] * p.gamma[c] : p.channels[p.c + c];
+    p.out[id] = activation(p, (p.x[id] - p.channels[c]) * scale + p.beta[c]);
+}
+
+KERNEL(normalise_back_parts, Step) {
+    const u32 c = CHANNEL_OF_PART;
+    const float mean = p.channels[c], inverse = p.channels[p.c + c];
     double first = 0.0, second = 0.0;
-    for (u64 i = id % PARTS; i < p.count; i += PARTS) {
-        const u64 at = of_channel(p, channel, i);
-        const float dy = pass(p, p.out[at], p.upstream[at]);
-        first += dy, second += dy * ((p.x[at] - mean) * scale);
+    EACH_OF_PART(v) {
+        const u32 at = of_channel(p, c, v);
+        const float dy = p.act == 0 ? p.dy[at] : pass(p, p.y[at], p.dy[at]);
+        first += dy, second += (double)dy * ((p.x[at] - mean) * inverse);
     }
-    p.parts[id] = first, p.parts[id + (u64)p.channels * PARTS] = second;
+    keep_parts(p, id, first, second);
 }
 
-KERNEL(gradient_total, Norm) {
-    const double first = total(p.parts + id * PARTS), second = total(p.parts + (id + p.channels) * PARTS);
+// The gradients of beta and gamma, and what they take off each number's own.
+KERNEL(normalise_back_total, Step) {
+    const double first = total(p, id), second = total(p, p.c + id);
     p.dbeta[id] = (float)first, p.dgamma[id] = (float)second;
-    p.sums[2 * id] = first / (double)p.count, p.sums[2 * id + 1] = second / (double)p.count;
+    p.slopes[id] = (float)(first / p.count);
+    p.slopes[p.c + id] = (float)(second / p.count) * p.channels[p.c + id];
 }
 
-KERNEL(gradient, Norm) {
-    const u64 channel = id / p.plane % p.channels;
-    const float mean = (float)p.statistics[2 * channel], unit = (float)inverse(p, channel);
-    const float first = (float)p.sums[2 * channel], second = (float)p.sums[2 * channel + 1] * unit;
-    const float dy = pass(p, p.out[id], p.upstream[id]);
-    p.to[id] = p.gamma[channel] * unit * (dy - first - (p.x[id] - mean) * second);
+KERNEL(normalise_back, Step) {
+    const u32 c = channel_of(p, id);
+    const float dy = p.act == 0 ? p.dy[id] : pass(p, p.y[id], p.dy[id]);
+    const float gap = p.x[id] - p.channels[c], scale = p.gamma[c] * p.channels[p.c + c];
+    p.out[id] = scale * (dy - p.slopes[c] - gap * p.slopes[p.c + c]);
 }
 
-struct Pool {
-    const float *x;
-    float *to;
-    u8 *winners;
-    u32 h, w, oh, ow, kernel, stride, padding;
+// The gradient of `normalise` where the channels' numbers are fixed.
+KERNEL(scale_back, Step) {
+    p.out[id] = pass(p, p.y[id], p.dy[id]) * p.channels[p.c + channel_of(p, id)];
+}
+
+// A number's channel, counted over all images, and pixel.
+struct Place {
+    u32 plane, y, x;
 };
 
-// The largest of a window, the first of several, and its place in the window.
-KERNEL(max_pool, Pool) {
-    const u32 column = (u32)(id % p.ow), row = (u32)(id / p.ow % p.oh);
-    const float *plane = p.x + id / p.ow / p.oh * p.h * p.w;
-    float best = 0.0f;
-    u32 winner = 255;
-    for (u32 i = 0; i < p.kernel; i++)
-        for (u32 j = 0; j < p.kernel; j++) {
-            // What is before the first wraps round to a number that is too large.
-            const u32 y = row * p.stride + i - p.padding, x = column * p.stride + j - p.padding;
-            if (y >= p.h || x >= p.w) continue;
-            const float v = plane[y * p.w + x];
-            if (winner == 255 || v > best || v != v) best = v, winner = i * p.kernel + j;
-        }
-    p.to[id] = best;
-    p.winners[id] = (u8)winner;
+INLINE Place place(u64 id, u32 h, u32 w) {
+    const u32 i = (u32)id;
+    return {i / w / h, i / w % h, i % w};
 }
 
-// x is the gradient after the pool.
-KERNEL(max_pool_gradient, Pool) {
-    const u32 x = (u32)(id % p.w) + p.padding, y = (u32)(id / p.w % p.h) + p.padding;
-    const u64 plane = id / p.w / p.h * p.oh * p.ow;
-    float sum = 0.0f;
-    for (u32 row = y < p.kernel ? 0 : (y - p.kernel) / p.stride + 1; row <= y / p.stride && row < p.oh; row++)
-        for (u32 column = x < p.kernel ? 0 : (x - p.kernel) / p.stride + 1; column <= x / p.stride && column < p.ow; column++) {
-            const u64 at = plane + row * p.ow + column;
-            if (p.winners[at] == (y - row * p.stride) * p.kernel + x - column * p.stride) sum += p.x[at];
+// The places of one axis that a window reads; and the windows of one axis that read a place: from `first` to before `end`.
+struct Span {
+    u32 first, end;
+};
+
+INLINE Span window(const Step &p, u32 at, u32 size) {
+    const u32 first = at * p.stride, end = first + p.size - p.padding;
+    return {first < p.padding ? 0 : first - p.padding, end < size ? end : size};
+}
+
+INLINE Span windows(const Step &p, u32 at, u32 outputs) {
+    const u32 padded = at + p.padding, end = padded / p.stride + 1;
+    return {padded < p.size ? 0 : (padded - p.size) / p.stride + 1, end < outputs ? end : outputs};
+}
+
+// The largest of a window, the first of several, and its place in the window.
+KERNEL(max_pool, Step) {
+    const Place to = place(id, p.oh, p.ow);
+    const Span rows = window(p, to.y, p.h), columns = window(p, to.x, p.w);
+    const float *plane = p.x + (u64)to.plane * p.h * p.w;
+    u32 winner = rows.first * p.w + columns.first;
+    float best = plane[winner];
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 i = y * p.w + columns.first; i < y * p.w + columns.end; i++) {
+            const float v = plane[i];
+            if (v > best || v != v) best = v, winner = i;
         }
-    p.to[id] = sum;
+    p.out[id] = best;
+    const u32 y = winner / p.w + p.padding - to.y * p.stride, x = winner % p.w + p.padding - to.x * p.stride;
+    p.winners[id] = (u8)(y * p.size + x);
+}
+
+KERNEL(max_pool_back, Step) {
+    const Place at = place(id, p.h, p.w);
+    const Span rows = windows(p, at.y, p.oh), columns = windows(p, at.x, p.ow);
+    float sum = 0.0f;
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 x = columns.first; x < columns.end; x++) {
+            const u64 from = ((u64)at.plane * p.oh + y) * p.ow + x;
+            const u32 tap = (at.y + p.padding - y * p.stride) * p.size + at.x + p.padding - x * p.stride;
+            if (p.winners[from] == tap) sum += p.dy[from];
+        }
+    p.out[id] = sum;
+}
+
+// `slope` is one over the pixels of a window.
+KERNEL(average_pool, Step) {
+    const Place to = place(id, p.oh, p.ow);
+    const Span rows = window(p, to.y, p.h), columns = window(p, to.x, p.w);
+    const float *plane = p.x + (u64)to.plane * p.h * p.w;
+    float sum = 0.0f;
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 x = columns.first; x < columns.end; x++) sum += plane[y * p.w + x];
+    p.out[id] = sum * p.slope;
+}
+
+KERNEL(average_pool_back, Step) {
+    const Place at = place(id, p.h, p.w);
+    const Span rows = windows(p, at.y, p.oh), columns = windows(p, at.x, p.ow);
+    float sum = 0.0f;
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 x = columns.first; x < columns.end; x++) sum += p.dy[((u64)at.plane * p.oh + y) * p.ow + x] * p.slope;
+    p.out[id] = sum;
+}
+
+// The mean over all pixels; a thread for every image and channel.
+KERNEL(global_pool, Step) {
+    const u32 plane = p.h * p.w;
+    double sum = 0.0;
+    for (u32 i = 0; i < plane; i++) sum += p.x[id * plane + i];
+    p.out[id] = (float)(sum / plane);
+}
+
+KERNEL(global_pool_back, Step) { p.out[id] = p.dy[id / (p.h * p.w)] * p.slope; }
+
+// Every `stride`-th pixel, `before` channels later; zeros in the channels around.
+KERNEL(subsample, Step) {
+    const Place to = place(id, p.oh, p.ow);
+    // A channel before the first wraps round to a number that is too large.
+    const u32 n = to.plane / p.oc, c = to.plane % p.oc - p.before;
+    p.out[id] = c < p.c ? p.x[((u64)(n * p.c + c) * p.h + to.y * p.stride) * p.w + to.x * p.stride] : 0.0f;
+}
+
+KERNEL(subsample_back, Step) {
+    const Place at = place(id, p.h, p.w);
+    const u32 n = at.plane / p.c, c = at.plane % p.c + p.before;
+    const bool read = at.y % p.stride == 0 && at.x % p.stride == 0;
+    p.out[id] = read ? p.dy[((u64)(n * p.oc + c) * p.oh + at.y / p.stride) * p.ow + at.x / p.stride] : 0.0f;
+}
+
+struct Adam {
+    const float *gradient, *old, *old_mean, *old_square;
+    float *updated, *mean, *square;
+    float keep, step, root, one_less1, one_less2, beta2, eps;
+};
+
+// One step of AdamW.
+KERNEL(adam_w, Adam) {
+    const float g = p.gradient[id];
+    const float mean = p.old_mean[id] + (g - p.old_mean[id]) * p.one_less1;
+    const float square = p.old_square[id] * p.beta2 + g * g * p.one_less2;
+    p.mean[id] = mean, p.square[id] = square;
+    p.updated[id] = p.old[id] * p.keep - p.step * mean / (sqrtf(square) / p.root + p.eps);
 }

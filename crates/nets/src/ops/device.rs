@@ -1,259 +1,348 @@
-//! Operations of training that a GPU does by kernels of our own: device.cu.
+//! The operations of training as kernels of our own: a pass over the numbers each, and no wait for the device.
+//!
+//! The formulas are those of the CPU, operation by operation; sums over a channel are in double precision and in an order
+//! that depends on the shape alone.
 
 use candle_core::{DType, Result, Tensor};
-use gpu::kernels::{Call, Parameters, Source, tie, tie3};
+use gpu::kernels::{Call, Output, Parameters, Source, run_at};
 
-use super::{Activation, Statistics};
+use super::{Activation, Moments};
 
-const SOURCE: Source = Source { name: "training", text: include_str!("device.cu") };
-/// Threads that share a channel's sum.
-const PARTS: usize = 1024;
+const SOURCE: Source = Source { name: "nets-operations", text: include_str!("device.cu") };
+/// As in device.cu.
+const LANES: usize = 32;
+/// Threads that keep a GPU busy with a sum over each channel.
+const BUSY: usize = 1 << 18;
+/// Numbers that are worth a thread.
+const RUN: usize = 16;
+/// The largest window whose places have a number in a byte.
+const LARGEST_WINDOW: usize = 16;
 
-/// Whether these operations run where the images are.
-pub(super) fn takes(x: &Tensor) -> bool {
-    gpu::kernels::run_at(x.device()) && x.dtype() == DType::F32
-}
-
-/// As its namesake in device.cu.
+/// As `Step` in device.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Norm {
+struct Step {
     x: u64,
-    out: u64,
-    upstream: u64,
+    y: u64,
+    dy: u64,
     gamma: u64,
     beta: u64,
-    to: u64,
+    out: u64,
+    channels: u64,
+    slopes: u64,
     dgamma: u64,
     dbeta: u64,
-    parts: u64,
-    statistics: u64,
+    moments: u64,
     sums: u64,
+    winners: u64,
     eps: f64,
-    slope: f64,
-    count: u64,
-    channels: u32,
-    plane: u32,
+    c: u32,
+    h: u32,
+    w: u32,
+    oc: u32,
+    oh: u32,
+    ow: u32,
+    size: u32,
+    stride: u32,
+    padding: u32,
+    before: u32,
+    count: u32,
+    parts: u32,
     act: u32,
+    slope: f32,
 }
 // SAFETY: the fields are the kernels'.
-unsafe impl Parameters for Norm {}
+unsafe impl Parameters for Step {}
 
-impl Norm {
-    fn new([n, c, h, w]: [usize; 4], eps: f64, activation: Activation) -> Self {
+/// Whether kernels compute what is made of `x`: f32 where they [run](run_at), and few enough for their indices.
+pub(crate) fn takes(x: &Tensor) -> bool {
+    run_at(x.device()) && x.dtype() == DType::F32 && u32::try_from(x.elem_count()).is_ok()
+}
+
+/// Whether they find the largest number of windows of this size.
+pub(super) fn pools(x: &Tensor, size: usize) -> bool {
+    takes(x) && size <= LARGEST_WINDOW
+}
+
+impl Step {
+    /// For images `(n, c, h, w)`, each of which becomes one of `(oc, oh, ow)`.
+    fn images(x: &[usize], out: &[usize]) -> Self {
+        let size = |shape: &[usize], axis: usize| shape.get(axis).map_or(1, |&size| size as u32);
+        let [c, h, w] = [1, 2, 3].map(|axis| size(x, axis));
+        let [oc, oh, ow] = [1, 2, 3].map(|axis| size(out, axis));
+        Self { c, h, w, oc, oh, ow, ..Self::default() }
+    }
+
+    fn windows(self, size: usize, stride: usize, padding: usize) -> Self {
+        let [size, stride, padding] = [size, stride, padding].map(|number| number as u32);
+        Self { size, stride, padding, ..self }
+    }
+
+    fn with(self, activation: Activation) -> Self {
         let (act, slope) = match activation {
             Activation::None => (0, 0.0),
             Activation::Relu => (1, 0.0),
             Activation::Relu6 => (2, 0.0),
-            Activation::LeakyRelu { slope } => (3, slope),
+            Activation::LeakyRelu { slope } => (3, slope as f32),
         };
-        Self {
-            eps,
-            slope,
-            count: (n * h * w) as u64,
-            channels: c as u32,
-            plane: (h * w) as u32,
-            act,
-            ..Self::default()
-        }
+        Self { act, slope, ..self }
     }
 
-    /// Sums over every channel: of a part by each thread, and of the parts by one.
-    fn sum(&self, call: &Call, parts: &str, total: &str) -> Result<()> {
-        let channels = self.channels as usize;
-        // SAFETY: the callers bind tensors of these sizes.
+    /// Launches a kernel with a thread for every number of its result.
+    fn fill(self, call: &Call, kernel: &str, out: &Output) -> Result<()> {
+        // SAFETY: the kernel's operands have the shapes that `self` says, as those who fill it in make sure.
+        unsafe { call.launch(&SOURCE, kernel, out.count(), &Self { out: out.address, ..self }) }
+    }
+
+    /// Makes two sums for each channel: by `kernel`, which each thread of a share of its numbers begins with, and `finish`.
+    fn sum(self, call: &mut Call, kernel: &str, finish: &str) -> Result<()> {
+        let (c, count) = (self.c as usize, self.count as usize);
+        let parts = (BUSY / c).min(count / RUN) / LANES * LANES;
+        let parts = parts.max(LANES);
+        let sums = call.room(2 * c * parts, DType::F64)?;
+        let step = Self { parts: parts as u32, sums, ..self };
+        // SAFETY: there is room for two rows of `parts` sums per channel; the rest as in `fill`.
         unsafe {
-            call.launch(&SOURCE, parts, channels * PARTS, self)?;
-            call.launch(&SOURCE, total, channels, self)
+            call.launch(&SOURCE, kernel, c * parts, &step)?;
+            if parts > LANES {
+                call.launch(&SOURCE, "add_parts", 2 * c * LANES, &step)?;
+            }
+            call.launch(&SOURCE, finish, c, &step)
         }
     }
 }
 
-/// [`super::batch_norm`] of f32 images.
-///
-/// The statistics are read from the device, which is waited for.
+/// `activation(x)`, or `activation(x + y)` for a `y` of the same shape.
+pub(super) fn activate(x: &Tensor, y: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    let mut call = Call::new(x.device());
+    let out = call.output(x.shape(), DType::F32)?;
+    let step = Step {
+        x: call.read(x, DType::F32)?,
+        y: y.map_or(Ok(0), |y| call.read(y, DType::F32))?,
+        ..Step::default().with(activation)
+    };
+    step.fill(&call, "activate", &out)?;
+    let inputs: Vec<&Tensor> = std::iter::once(x).chain(y).collect();
+    out.tied("activate", &inputs, move |inputs, out, dy| {
+        let dx = if activation == Activation::None { dy.contiguous()? } else { mask(out, dy, activation)? };
+        Ok(inputs.iter().map(|input| input.track_op().then(|| dx.clone())).collect())
+    })
+}
+
+/// The gradient before an activation, from its value and the gradient after it.
+fn mask(out: &Tensor, dy: &Tensor, activation: Activation) -> Result<Tensor> {
+    let mut call = Call::new(dy.device());
+    let dx = call.output(dy.shape(), DType::F32)?;
+    let step = Step { y: call.read(out, DType::F32)?, dy: call.read(dy, DType::F32)?, ..Step::default() };
+    step.with(activation).fill(&call, "activate_back", &dx)?;
+    Ok(dx.tensor())
+}
+
+/// See [`super::batch_norm`]; the shapes fit.
 pub(super) fn batch_norm(
     x: &Tensor,
     gamma: &Tensor,
     beta: &Tensor,
     eps: f64,
     activation: Activation,
-) -> Result<(Tensor, Statistics)> {
-    let shape: [usize; 4] = x.dims4()?.into();
-    let (c, x) = (shape[1], x.contiguous()?);
+) -> Result<(Tensor, Moments)> {
+    let (c, count) = (x.dim(1)?, x.elem_count() / x.dim(1)?);
     let mut call = Call::new(x.device());
-    let (out, parts) = (call.output(x.shape(), DType::F32)?, call.output(c * PARTS, DType::F64)?);
-    let statistics = call.output((c, 2), DType::F64)?;
-    let norm = Norm {
-        x: call.read(&x, DType::F32)?,
+    let out = call.output(x.shape(), DType::F32)?;
+    let (moments, channels) = (call.output(2 * c, DType::F64)?, call.output(2 * c, DType::F32)?);
+    let step = Step {
+        x: call.read(x, DType::F32)?,
         gamma: call.read(gamma, DType::F32)?,
         beta: call.read(beta, DType::F32)?,
-        to: out.address,
-        parts: parts.address,
-        statistics: statistics.address,
-        ..Norm::new(shape, eps, activation)
+        channels: channels.address,
+        moments: moments.address,
+        count: count as u32,
+        eps,
+        ..Step::images(x.dims(), x.dims()).with(activation)
     };
-    norm.sum(&call, "mean_parts", "mean_total")?;
-    norm.sum(&call, "variance_parts", "variance_total")?;
-    // SAFETY: the result has the images' shape.
-    unsafe { call.launch(&SOURCE, "normalise", x.elem_count(), &norm)? };
-    let statistics = statistics.tensor();
-    let [mean, variance] = [0, 1].map(|column| statistics.narrow(1, column, 1)?.flatten_all()?.to_vec1::<f64>());
-    let known = Statistics { mean: mean?, variance: variance?, count: norm.count as usize };
-    let out = tie3([&x, gamma, beta], out, move |[x, gamma, _], out, dy| {
-        let mut call = Call::new(x.device());
-        let (dx, parts) = (call.output(x.shape(), DType::F32)?, call.output(2 * c * PARTS, DType::F64)?);
-        let [dgamma, dbeta] = [call.output(c, DType::F32)?, call.output(c, DType::F32)?];
-        let sums = call.output((c, 2), DType::F64)?;
-        let norm = Norm {
-            x: call.read(x, DType::F32)?,
-            out: call.read(out, DType::F32)?,
-            upstream: call.read(dy, DType::F32)?,
-            gamma: call.read(gamma, DType::F32)?,
-            statistics: call.read(&statistics, DType::F64)?,
-            to: dx.address,
-            dgamma: dgamma.address,
-            dbeta: dbeta.address,
-            parts: parts.address,
-            sums: sums.address,
-            ..Norm::new(shape, eps, activation)
-        };
-        norm.sum(&call, "gradient_parts", "gradient_total")?;
-        // SAFETY: as above.
-        unsafe { call.launch(&SOURCE, "gradient", x.elem_count(), &norm)? };
-        Ok([dx.tensor(), dgamma.tensor(), dbeta.tensor()])
+    step.sum(&mut call, "moments_parts", "moments_total")?;
+    step.fill(&call, "normalise", &out)?;
+    let channels = channels.tensor();
+    let out = out.tied("batch-norm", &[x, gamma, beta], move |inputs, out, dy| {
+        let &[x, gamma, _] = inputs else { candle_core::bail!("batch normalisation has three inputs") };
+        batch_norm_back([x, gamma, out, dy], &channels, activation)
     })?;
-    Ok((out, known))
+    Ok((out, Moments { values: moments.tensor(), count }))
 }
 
-/// As its namesake in device.cu.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Pool {
-    x: u64,
-    to: u64,
-    winners: u64,
-    h: u32,
-    w: u32,
-    oh: u32,
-    ow: u32,
-    kernel: u32,
-    stride: u32,
-    padding: u32,
-}
-// SAFETY: the fields are the kernels'.
-unsafe impl Parameters for Pool {}
-
-/// [`super::max_pool`] of f32 images to ones of the shape `to`; windows have at most 15 rows.
-pub(super) fn max_pool(x: &Tensor, to: [usize; 4], [kernel, stride, padding]: [usize; 3]) -> Result<Tensor> {
-    let (x, [_, _, oh, ow]) = (x.contiguous()?, to.map(|length| length as u32));
-    let (_, _, h, w) = x.dims4()?;
+fn batch_norm_back(
+    [x, gamma, out, dy]: [&Tensor; 4],
+    channels: &Tensor,
+    activation: Activation,
+) -> Result<Vec<Option<Tensor>>> {
+    let c = x.dim(1)?;
     let mut call = Call::new(x.device());
-    let (out, winners) = (call.output(&to, DType::F32)?, call.output(&to, DType::U8)?);
-    let [kernel, stride, padding] = [kernel, stride, padding].map(|length| length as u32);
-    let (h, w) = (h as u32, w as u32);
-    let pool = Pool {
-        x: call.read(&x, DType::F32)?,
-        to: out.address,
-        winners: winners.address,
-        h,
-        w,
-        oh,
-        ow,
-        kernel,
-        stride,
-        padding,
+    let [dgamma, dbeta] = [call.output(c, DType::F32)?, call.output(c, DType::F32)?];
+    let step = Step {
+        x: call.read(x, DType::F32)?,
+        y: call.read(out, DType::F32)?,
+        dy: call.read(dy, DType::F32)?,
+        gamma: call.read(gamma, DType::F32)?,
+        channels: call.read(channels, DType::F32)?,
+        slopes: call.room(2 * c, DType::F32)?,
+        dgamma: dgamma.address,
+        dbeta: dbeta.address,
+        count: (x.elem_count() / c) as u32,
+        ..Step::images(x.dims(), x.dims()).with(activation)
     };
-    // SAFETY: a thread for each number of the result.
-    unsafe { call.launch(&SOURCE, "max_pool", to.iter().product(), &pool)? };
-    let winners = winners.tensor();
-    tie(&x, out, move |x, _, dy| {
-        let mut call = Call::new(x.device());
+    step.sum(&mut call, "normalise_back_parts", "normalise_back_total")?;
+    let back = |call: &Call| {
         let dx = call.output(x.shape(), DType::F32)?;
-        let (upstream, winners) = (call.read(dy, DType::F32)?, call.read(&winners, DType::U8)?);
-        let pool = Pool { x: upstream, to: dx.address, winners, ..pool };
-        // SAFETY: a thread for each number of the images.
-        unsafe { call.launch(&SOURCE, "max_pool_gradient", x.elem_count(), &pool)? };
+        step.fill(call, "normalise_back", &dx)?;
         Ok(dx.tensor())
+    };
+    let dx: Option<Result<Tensor>> = x.track_op().then(|| back(&call));
+    Ok(vec![dx.transpose()?, Some(dgamma.tensor()), Some(dbeta.tensor())])
+}
+
+/// `activation((x - centre) * scale + shift)` per channel of `x`, of which there are as many as numbers.
+pub(super) fn affine(x: &Tensor, [centre, scale, shift]: [&[f64]; 3], activation: Activation) -> Result<Tensor> {
+    let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<f32>>();
+    let channels = Tensor::new([narrow(centre), narrow(scale)].concat(), x.device())?;
+    let mut call = Call::new(x.device());
+    let out = call.output(x.shape(), DType::F32)?;
+    let step = Step {
+        x: call.read(x, DType::F32)?,
+        channels: call.read(&channels, DType::F32)?,
+        beta: call.upload(&narrow(shift))?,
+        ..Step::images(x.dims(), x.dims()).with(activation)
+    };
+    step.fill(&call, "normalise", &out)?;
+    out.tied("affine", &[x], move |inputs, out, dy| {
+        let mut call = Call::new(dy.device());
+        let dx = call.output(dy.shape(), DType::F32)?;
+        let step = Step {
+            y: call.read(out, DType::F32)?,
+            dy: call.read(dy, DType::F32)?,
+            channels: call.read(&channels, DType::F32)?,
+            ..Step::images(inputs[0].dims(), out.dims()).with(activation)
+        };
+        step.fill(&call, "scale_back", &dx)?;
+        Ok(vec![Some(dx.tensor())])
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use candle_core::{Device, Var};
-    use game::Key;
-    use gpu::kernels::on_host;
+/// An operation that moves or adds numbers of `x` within its planes.
+struct Moved {
+    name: &'static str,
+    /// The kernels of result and gradient.
+    kernels: [&'static str; 2],
+    /// Shapes, and how windows move.
+    step: Step,
+    /// The gradient goes to the numbers that won their windows.
+    wins: bool,
+}
 
-    use crate::ops;
-
-    use super::*;
-
-    fn random(seed: u64, shape: &[usize]) -> Tensor {
-        let mut values = vec![0.0; shape.iter().product()];
-        Key::root(seed).fill_normal(&mut values);
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+impl Moved {
+    fn apply(self, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        let Self { name, kernels: [forward, backward], step, wins } = self;
+        let mut call = Call::new(x.device());
+        let out = call.output(shape, DType::F32)?;
+        let winners = wins.then(|| call.output(shape, DType::U8)).transpose()?;
+        let address = winners.as_ref().map_or(0, |winners| winners.address);
+        Step { x: call.read(x, DType::F32)?, winners: address, ..step }.fill(&call, forward, &out)?;
+        let winners = winners.map(Output::tensor);
+        out.tied(name, &[x], move |inputs, _, dy| {
+            let mut call = Call::new(dy.device());
+            let dx = call.output(inputs[0].shape(), DType::F32)?;
+            let winners = winners.as_ref().map_or(Ok(0), |winners| call.read(winners, DType::U8))?;
+            Step { dy: call.read(dy, DType::F32)?, winners, ..step }.fill(&call, backward, &dx)?;
+            Ok(vec![Some(dx.tensor())])
+        })
     }
+}
 
-    /// A value and its gradients at all arguments, for one random projection.
-    fn answers(arguments: &[Tensor], f: &dyn Fn(&[Tensor]) -> Tensor) -> Vec<Tensor> {
-        let variables: Vec<Var> = arguments.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
-        let value = f(&variables.iter().map(|x| x.as_tensor().clone()).collect::<Vec<_>>());
-        let projection = random(99, value.dims());
-        let gradients = (&value * projection).unwrap().sum_all().unwrap().backward().unwrap();
-        let gradients = variables.iter().map(|x| gradients.get(x).unwrap().clone());
-        std::iter::once(value.detach()).chain(gradients).collect()
-    }
+/// See [`super::max_pool`]; `shape` is the result's.
+pub(super) fn max_pool(x: &Tensor, [size, stride, padding]: [usize; 3], shape: [usize; 4]) -> Result<Tensor> {
+    let step = Step::images(x.dims(), &shape).windows(size, stride, padding);
+    Moved { name: "max-pool", kernels: ["max_pool", "max_pool_back"], step, wins: true }.apply(x, &shape)
+}
 
-    /// The kernels on the host beside the CPU's own way.
-    #[expect(clippy::print_stderr, reason = "why a test is skipped")]
-    fn agree(arguments: &[Tensor], f: &dyn Fn(&[Tensor]) -> Tensor) {
-        let expected = answers(arguments, f);
-        let Some(found) = on_host(|| {
-            assert!(takes(&arguments[0]));
-            answers(arguments, f)
-        }) else {
-            return eprintln!("skipped: no C++ compiler to run the kernels with");
-        };
-        for (found, expected) in found.iter().zip(&expected) {
-            assert_eq!(found.dims(), expected.dims());
-            let largest = |x: &Tensor| x.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            let gap = largest(&(found - expected).unwrap());
-            assert!(gap <= 2e-6 * largest(expected), "{gap} of {}", largest(expected));
-        }
-    }
+/// See [`super::average_pool`]; `shape` is the result's.
+pub(super) fn average_pool(x: &Tensor, [size, stride, padding]: [usize; 3], shape: [usize; 4]) -> Result<Tensor> {
+    let slope = (1.0 / (size * size) as f64) as f32;
+    let step = Step { slope, ..Step::images(x.dims(), &shape).windows(size, stride, padding) };
+    Moved { name: "average-pool", kernels: ["average_pool", "average_pool_back"], step, wins: false }.apply(x, &shape)
+}
 
-    #[test]
-    fn batch_norms_and_their_gradients_are_the_cpus() {
-        let leaky = Activation::LeakyRelu { slope: 0.1 };
-        for activation in [Activation::None, Activation::Relu, Activation::Relu6, leaky] {
-            // More numbers than threads share, fewer, and one image.
-            for shape in [[5, 3, 16, 15], [2, 7, 3, 1], [1, 4, 9, 8]] {
-                let x = (random(1, &shape) * 4.0).unwrap();
-                let arguments = [(x + 0.5).unwrap(), random(2, &shape[1..2]), random(3, &shape[1..2])];
-                agree(&arguments, &|a| ops::batch_norm(&a[0], &a[1], &a[2], 1e-5, activation).unwrap().0);
-            }
-        }
-        let arguments = || [random(1, &[5, 3, 16, 15]), random(2, &[3]), random(3, &[3])];
-        let statistics = || {
-            let [x, gamma, beta] = arguments();
-            ops::batch_norm(&x, &gamma, &beta, 1e-5, Activation::None).unwrap().1
-        };
-        let Some(found) = on_host(statistics) else { return };
-        let expected = statistics();
-        assert_eq!(found.count, expected.count);
-        let pairs = found.mean.iter().chain(&found.variance).zip(expected.mean.iter().chain(&expected.variance));
-        pairs.for_each(|(x, y)| assert!((x - y).abs() < 1e-6, "{x} {y}"));
-    }
+/// See [`super::global_average_pool`].
+pub(super) fn global_average_pool(x: &Tensor) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    let step = Step { slope: (1.0 / (h * w) as f64) as f32, ..Step::images(x.dims(), &[n, c]) };
+    Moved { name: "global-average-pool", kernels: ["global_pool", "global_pool_back"], step, wins: false }
+        .apply(x, &[n, c])
+}
 
-    #[test]
-    fn max_pools_and_their_gradients_are_the_cpus() {
-        for (kernel, stride, padding) in [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 1), (5, 2, 2)] {
-            for shape in [[2, 3, 9, 8], [1, 2, 16, 7]] {
-                let x = random(4, &shape);
-                agree(std::slice::from_ref(&x), &|a| ops::max_pool(&a[0], kernel, stride, padding).unwrap());
-                // Ties: the first of several wins.
-                agree(&[x.round().unwrap()], &|a| ops::max_pool(&a[0], kernel, stride, padding).unwrap());
-            }
-        }
+/// See [`super::subsample`].
+pub(super) fn subsample(x: &Tensor, stride: usize, before: usize, after: usize) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    let shape = [n, before + c + after, h.div_ceil(stride), w.div_ceil(stride)];
+    let step = Step { before: before as u32, ..Step::images(x.dims(), &shape).windows(1, stride, 0) };
+    Moved { name: "subsample", kernels: ["subsample", "subsample_back"], step, wins: false }.apply(x, &shape)
+}
+
+/// The numbers of one step of AdamW, the same for all parameters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates<T> {
+    /// What decay leaves of a parameter.
+    pub keep: T,
+    /// The learning rate over the bias of the gradients' mean.
+    pub step: T,
+    /// The root of the bias of their mean square.
+    pub root: T,
+    /// One less the decay of the mean, and of the mean square.
+    pub one_less1: T,
+    pub one_less2: T,
+    /// The decay of the mean square.
+    pub beta2: T,
+    /// Added to the root of the mean square.
+    pub eps: T,
+}
+
+/// As `Adam` in device.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Adam {
+    /// Gradient, parameter, mean and mean square.
+    old: [u64; 4],
+    /// Parameter, mean and mean square.
+    new: [u64; 3],
+    rates: Rates<f32>,
+}
+// SAFETY: the fields are the kernel's.
+unsafe impl Parameters for Adam {}
+
+/// One step of AdamW: of a parameter, its gradients' mean and their mean square, all of one shape.
+pub(crate) fn adam_w(
+    old: &Tensor,
+    gradient: &Tensor,
+    [mean, square]: &[Tensor; 2],
+    rates: Rates<f32>,
+) -> Result<[Tensor; 3]> {
+    let tensors = [gradient, old, mean, square];
+    if tensors.iter().any(|tensor| tensor.shape() != old.shape()) {
+        candle_core::bail!(
+            "a parameter {:?} has a gradient {:?} and a mean {:?}",
+            old.dims(),
+            gradient.dims(),
+            mean.dims()
+        );
     }
+    let mut call = Call::new(old.device());
+    let mut addresses = [0; 4];
+    for (address, tensor) in addresses.iter_mut().zip(tensors) {
+        *address = call.read(tensor, DType::F32)?;
+    }
+    let new = || call.output(old.shape(), DType::F32);
+    let new = [new()?, new()?, new()?];
+    let adam = Adam { old: addresses, new: [0, 1, 2].map(|i: usize| new[i].address), rates };
+    // SAFETY: all tensors have the parameter's shape.
+    unsafe { call.launch(&SOURCE, "adam_w", old.elem_count(), &adam)? };
+    Ok(new.map(Output::tensor))
 }

@@ -2,8 +2,8 @@
 //!
 //! Candle's own convolutions always compute the weight gradient and its pools have wrong gradients, so every operation
 //! here is a custom one. Images are worked on one by one, in parallel: an image's result is the same in any batch.
-//! Sums over images are taken in an order that depends on the batch alone, never on threads. On other devices the
-//! same operations are composed of candle's, but for those of training that a GPU has kernels of ours for.
+//! Sums over images are taken in an order that depends on the batch alone, never on threads. On a GPU,
+//! operations on f32 that training needs are kernels of our own; else, and in f64, they are composed of candle's.
 
 mod conv;
 mod device;
@@ -17,7 +17,8 @@ mod volume;
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
 pub use conv::{Frozen, Window, conv2d, linear};
-pub use norm::{Statistics, batch_norm};
+pub(crate) use device::{Rates, adam_w, takes};
+pub use norm::{Moments, Statistics, batch_norm};
 pub use pointwise::{Activation, Affine, activate, add};
 pub use pool::{average_pool, global_average_pool, max_pool, subsample};
 pub use volume::{keep_largest, prune, standardise};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
 use rayon::prelude::*;
 
 use super::{Activation, Element, device, dispatch, owned, plain, read, tensor, view, zeros};
@@ -21,6 +21,37 @@ pub struct Statistics {
     pub count: usize,
 }
 
+/// A batch's statistics where they were computed.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// The channels' means, then their biased variances, in f64.
+    pub(super) values: Tensor,
+    /// Numbers per channel.
+    pub(super) count: usize,
+}
+
+impl Moments {
+    /// The statistics of several normalisations on one device, in a single copy to the host.
+    ///
+    /// # Errors
+    /// If they are on several devices, or the device fails.
+    pub fn statistics(all: &[Self]) -> Result<Vec<Statistics>> {
+        if all.is_empty() {
+            return Ok(vec![]);
+        }
+        let values: Vec<&Tensor> = all.iter().map(|moments| &moments.values).collect();
+        let numbers = Tensor::cat(&values, 0)?.to_vec1::<f64>()?;
+        let mut rest = &numbers[..];
+        let of_one = |Self { values, count }: &Self| {
+            let (own, others) = rest.split_at(values.elem_count());
+            rest = others;
+            let (mean, variance) = own.split_at(own.len() / 2);
+            Statistics { mean: mean.to_vec(), variance: variance.to_vec(), count: *count }
+        };
+        Ok(all.iter().map(of_one).collect())
+    }
+}
+
 /// `activation(gamma (x - mean) / sqrt(variance + eps) + beta)` with the batch's biased variance, and the statistics;
 /// `x` is `(n, c, h, w)`, `gamma` and `beta` are `(c)`. The gradient passes through the statistics.
 ///
@@ -32,7 +63,7 @@ pub fn batch_norm(
     beta: &Tensor,
     eps: f64,
     activation: Activation,
-) -> Result<(Tensor, Statistics)> {
+) -> Result<(Tensor, Moments)> {
     let (n, c, h, w) = x.dims4()?;
     if n * h * w < 2 {
         bail!("batch normalisation of {:?}: statistics need at least two numbers per channel", x.dims());
@@ -49,7 +80,11 @@ pub fn batch_norm(
     let statistics = Arc::new(OnceLock::new());
     let op = BatchNorm { eps, activation, statistics: Arc::clone(&statistics) };
     let out = x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op)?;
-    Ok((out, statistics.get().cloned().unwrap_or_default()))
+    let Some(Statistics { mean, variance, count }) = statistics.get() else {
+        bail!("batch normalisation's forward pass found no statistics")
+    };
+    let values = Tensor::new([&mean[..], variance].concat(), &Device::Cpu)?;
+    Ok((out, Moments { values, count: *count }))
 }
 
 #[derive(Debug)]

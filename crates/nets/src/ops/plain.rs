@@ -1,10 +1,10 @@
 //! The same operations composed of candle's own, for other devices. Right on every device, and quick on none.
 
-use candle_core::{D, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use game::Key;
 
 use super::{
-    Activation, Statistics, Window, dispatch, read,
+    Activation, Moments, Window, dispatch, read,
     volume::{PRUNE_EPS, thresholds, uniform},
 };
 use crate::{Padding, Precision};
@@ -151,7 +151,7 @@ pub(super) fn batch_norm(
     beta: &Tensor,
     eps: f64,
     activation: Activation,
-) -> Result<(Tensor, Statistics)> {
+) -> Result<(Tensor, Moments)> {
     let (n, c, h, w) = x.dims4()?;
     let rows = x.transpose(0, 1)?.contiguous()?.reshape((c, n * h * w))?;
     let mean = rows.mean_keepdim(1)?;
@@ -160,13 +160,13 @@ pub(super) fn batch_norm(
     let scale = (gamma.reshape((c, 1))? / (&variance + eps)?.sqrt()?)?;
     let out = centred.broadcast_mul(&scale)?.broadcast_add(&beta.reshape((c, 1))?)?;
     let out = activate(&out.reshape((c, n, h, w))?.transpose(0, 1)?.contiguous()?, activation)?;
-    let list = |x: &Tensor| x.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>();
-    Ok((out, Statistics { mean: list(&mean)?, variance: list(&variance)?, count: n * h * w }))
+    let values = Tensor::cat(&[mean.detach(), variance.detach()], 0)?.flatten_all()?.to_dtype(DType::F64)?;
+    Ok((out, Moments { values, count: n * h * w }))
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Var};
+    use candle_core::Var;
     use game::Key;
 
     use super::*;

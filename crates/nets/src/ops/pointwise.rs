@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, backend::BackendStorage, bail};
 use rayon::prelude::*;
 
-use super::{Element, dispatch, owned, plain, read, same_type, tensor, view, zeros};
+use super::{Element, device, dispatch, owned, plain, read, same_type, tensor, view, zeros};
 
 /// Numbers a thread works on at once.
 const CHUNK: usize = 1 << 14;
@@ -71,6 +71,9 @@ pub(super) fn mask(out: &Tensor, dy: &Tensor, activation: Activation) -> Result<
 /// # Errors
 /// If the tensor is neither f32 nor f64.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    if device::takes(x) {
+        return if activation == Activation::None { Ok(x.clone()) } else { device::activate(x, None, activation) };
+    }
     if !x.device().is_cpu() {
         return plain::activate(x, activation);
     }
@@ -83,6 +86,9 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 /// If the shapes or types differ.
 pub fn add(x: &Tensor, y: &Tensor, activation: Activation) -> Result<Tensor> {
     same_type("sum", x.dtype(), y.dtype())?;
+    if device::takes(x) && x.dims() == y.dims() {
+        return device::activate(x, Some(y), activation);
+    }
     if !x.device().is_cpu() {
         return plain::activate(&(x + y)?, activation);
     }
@@ -159,8 +165,12 @@ impl Affine {
     /// If the channels do not fit.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let (_, channels, ..) = x.dims4()?;
-        if channels != self.scale.len() {
+        let channels_of = [&self.centre[..], &self.scale, &self.shift];
+        if channels_of.iter().any(|values| values.len() != channels) {
             bail!("images {:?} where {} channels are due", x.dims(), self.scale.len());
+        }
+        if device::takes(x) {
+            return device::affine(x, channels_of, self.activation);
         }
         if !x.device().is_cpu() {
             let part = |values: &[f64]| Tensor::new(values, x.device())?.to_dtype(x.dtype())?.reshape((1, (), 1, 1));

@@ -14,10 +14,9 @@ use super::{Element, device, dispatch, owned, plain, read, tensor, view, zeros};
 /// If a window would lie in the padding alone, or is larger than the padded plane.
 pub fn max_pool(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let pool = MaxPool { kernel, stride, padding };
-    let output = pool.output(x.dims())?;
-    // A winner's place in its window is a byte.
-    if device::takes(x) && kernel < 16 {
-        return device::max_pool(x, output, [kernel, stride, padding]);
+    let shape = pool.output(x.dims())?;
+    if device::pools(x, kernel) {
+        return device::max_pool(x, [kernel, stride, padding], shape);
     }
     if !x.device().is_cpu() {
         return plain::max_pool(x, kernel, stride, padding);
@@ -112,7 +111,10 @@ impl CustomOp1 for MaxPool {
 /// If a window would lie in the padding alone, or is larger than the padded plane.
 pub fn average_pool(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let pool = AveragePool { kernel, stride, padding };
-    pool.output(x.dims())?;
+    let shape = pool.output(x.dims())?;
+    if device::takes(x) {
+        return device::average_pool(x, [kernel, stride, padding], shape);
+    }
     if !x.device().is_cpu() {
         return plain::average_pool(x, kernel, stride, padding);
     }
@@ -200,6 +202,9 @@ pub fn subsample(x: &Tensor, stride: usize, before: usize, after: usize) -> Resu
     if stride == 0 {
         bail!("a stride of zero");
     }
+    if device::takes(x) {
+        return device::subsample(x, stride, before, after);
+    }
     if !x.device().is_cpu() {
         return plain::subsample(x, stride, before, after);
     }
@@ -267,6 +272,9 @@ impl CustomOp1 for Subsample {
 /// If the images have no four dimensions.
 pub fn global_average_pool(x: &Tensor) -> Result<Tensor> {
     x.dims4()?;
+    if device::takes(x) {
+        return device::global_average_pool(x);
+    }
     if !x.device().is_cpu() {
         return x.mean((2, 3));
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stderr, reason = "tests that skip say so")]
 
+mod device;
 mod gradients;
 mod invariance;
 mod oracle;
