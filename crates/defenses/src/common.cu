@@ -39,41 +39,6 @@ INLINE u32 ordered(float x) {
 
 INLINE float of_ordered(u32 bits) { return of_bits(bits & 0x80000000U ? bits ^ 0x80000000U : ~bits); }
 
-INLINE u64 bits_of_double(double x) {
-    union {
-        double number;
-        u64 bits;
-    } both;
-    both.number = x;
-    return both.bits;
-}
-
-INLINE double double_of_bits(u64 bits) {
-    union {
-        double number;
-        u64 bits;
-    } both;
-    both.bits = bits;
-    return both.number;
-}
-
-// What stood there. Which thread comes first is chance: whoever reads the result must not depend on it.
-#ifdef __CUDACC__
-INLINE u32 exchange(u32 *at, u32 value) { return atomicExch(at, value); }
-INLINE u32 exchange_if(u32 *at, u32 expected, u32 value) { return atomicCAS(at, expected, value); }
-#else
-INLINE u32 exchange(u32 *at, u32 value) {
-    const u32 old = *at;
-    *at = value;
-    return old;
-}
-INLINE u32 exchange_if(u32 *at, u32 expected, u32 value) {
-    const u32 old = *at;
-    if (old == expected) *at = value;
-    return old;
-}
-#endif
-
 struct Fill {
     u32 *to;
     u32 value;

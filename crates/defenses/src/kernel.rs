@@ -297,7 +297,7 @@ pub fn forward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key]) -> Result<Tensor
     let shape = shape_of(x, keys)?;
     let output = kernel.output(shape)?;
     let batch = Batch { x, keys, shape, output };
-    if gpu::noise::takes(x) { kernel.launch(&batch) } else { forward_on_host(kernel, &batch) }
+    if gpu::kernels::takes(x) { kernel.launch(&batch) } else { forward_on_host(kernel, &batch) }
 }
 
 fn forward_on_host<K: Kernel>(kernel: &K, &Batch { x, keys, shape, output }: &Batch<'_>) -> Result<Tensor> {
@@ -326,7 +326,11 @@ pub fn backward<K: Kernel>(kernel: &K, x: &Tensor, keys: &[Key], upstream: &Tens
         )
     }
     let batch = Batch { x, keys, shape, output };
-    if gpu::noise::takes(x) { kernel.launch_back(&batch, upstream) } else { backward_on_host(kernel, &batch, upstream) }
+    if gpu::kernels::takes(x) {
+        kernel.launch_back(&batch, upstream)
+    } else {
+        backward_on_host(kernel, &batch, upstream)
+    }
 }
 
 fn backward_on_host<K: Kernel>(

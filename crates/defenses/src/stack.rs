@@ -367,7 +367,7 @@ impl Stack {
 impl Defense for Stack {
     fn apply(&self, x: &Tensor, keys: &[Key]) -> Result<Tensor> {
         fits(x, keys)?;
-        if gpu::noise::takes(x) {
+        if gpu::kernels::takes(x) {
             return self.launch(x, keys);
         }
         let host = to_host(x)?;
@@ -387,7 +387,7 @@ impl Defense for Stack {
             bail!("a gradient {:?} does not fit an input {:?}", upstream.dims(), x.dims())
         }
         fits(x, keys)?;
-        if gpu::noise::takes(x) {
+        if gpu::kernels::takes(x) {
             return self.launch_back(x, keys, upstream);
         }
         let (host, above) = (to_host(x)?, to_host(upstream)?);

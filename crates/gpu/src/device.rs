@@ -1,6 +1,6 @@
 //! The GPU itself.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result};
 
 use crate::Precision;
 
@@ -58,16 +58,10 @@ pub fn name(device: &Device) -> Result<Option<String>> {
 /// Whether a device multiplies in this precision.
 #[must_use]
 pub fn offers(device: &Device, precision: Precision) -> bool {
-    precision.is_full() || cfg!(feature = "cudnn") && device.is_cuda()
+    precision.is_full() || plans(device)
 }
 
-/// Whether [`conv2d`] can take this tensor where it lies.
-#[must_use]
-pub fn takes(x: &Tensor) -> bool {
-    cfg!(feature = "cudnn") && x.device().is_cuda()
-}
-
-/// Whether [`crate::Convolutions`] are prepared on this device.
+/// Whether convolutions are cuDNN's on this device: [`crate::conv2d`]'s, and those of [`crate::Convolutions`].
 #[must_use]
 pub fn plans(device: &Device) -> bool {
     cfg!(feature = "cudnn") && device.is_cuda()

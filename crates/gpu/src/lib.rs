@@ -17,7 +17,7 @@ pub mod noise;
 mod precision;
 
 pub use conv::{Convolutions, Geometry, Order, Prepared, Problem, Wanted, conv2d};
-pub use device::{cudnn_version, name, offers, open, plans, takes};
+pub use device::{cudnn_version, name, offers, open, plans};
 pub use graph::{Recording, record};
 pub use memory::{Halving, batch, free, is_out_of_memory};
 pub use precision::Precision;

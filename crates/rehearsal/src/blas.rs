@@ -6,25 +6,18 @@ use rayon::prelude::*;
 
 use crate::{
     convolution::{Kind, Sum, read, write},
-    failure::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, Outcome, complain, fail, trace},
+    failure::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, Outcome, exported, fail},
     memory,
     numbers::tf32,
     stream,
 };
 
-/// The library's code of an outcome; what failed is told.
-fn code(call: &str, outcome: Outcome) -> u32 {
-    trace(call);
-    match outcome {
-        Ok(()) => 0,
-        Err(failure) => {
-            complain(&failure.clone().within(call).message);
-            match failure.code {
-                INVALID_VALUE | INVALID_HANDLE => 7,
-                NOT_SUPPORTED => 15,
-                _ => 13,
-            }
-        }
+/// The library's code of a failure's.
+const fn code(failure: u32) -> u32 {
+    match failure {
+        INVALID_VALUE | INVALID_HANDLE => 7,
+        NOT_SUPPORTED => 15,
+        _ => 13,
     }
 }
 
@@ -166,15 +159,9 @@ unsafe fn multiply(
 }
 
 macro_rules! cublas {
-    ($(fn $name:ident($($argument:ident: $T:ty),* $(,)?) $body:block)*) => {$(
-        #[unsafe(no_mangle)]
-        #[allow(unused_unsafe, reason = "not every body needs it")]
-        unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
-            // SAFETY: the pointers are the caller's, as cuBLAS wants them.
-            let body = || -> Outcome { unsafe { $body } };
-            code(stringify!($name), body())
-        }
-    )*};
+    ($($functions:tt)*) => {
+        exported! { code; $($functions)* }
+    };
 }
 
 cublas! {

@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int, c_uint};
 
 use crate::{
     convolution::{Kind, Motion, Problem, View, Wanted, read, write},
-    failure::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, Outcome, complain, fail, trace},
+    failure::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, Outcome, exported, fail},
     memory, stream,
 };
 
@@ -14,18 +14,11 @@ const BAD_PARAM: u32 = 2000;
 const UNSUPPORTED: u32 = 3000;
 const EXECUTION_FAILED: u32 = 5000;
 
-fn code(call: &str, outcome: Outcome) -> u32 {
-    trace(call);
-    match outcome {
-        Ok(()) => 0,
-        Err(failure) => {
-            complain(&failure.clone().within(call).message);
-            match failure.code {
-                INVALID_VALUE | INVALID_HANDLE => BAD_PARAM,
-                NOT_SUPPORTED => UNSUPPORTED,
-                _ => EXECUTION_FAILED,
-            }
-        }
+const fn code(failure: u32) -> u32 {
+    match failure {
+        INVALID_VALUE | INVALID_HANDLE => BAD_PARAM,
+        NOT_SUPPORTED => UNSUPPORTED,
+        _ => EXECUTION_FAILED,
     }
 }
 
@@ -151,15 +144,9 @@ unsafe fn convolve(
 }
 
 macro_rules! cudnn {
-    ($(fn $name:ident($($argument:ident: $T:ty),* $(,)?) $body:block)*) => {$(
-        #[unsafe(no_mangle)]
-        #[allow(unused_unsafe, reason = "not every body needs it")]
-        unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
-            // SAFETY: the pointers are the caller's, as cuDNN wants them.
-            let body = || -> Outcome { unsafe { $body } };
-            code(stringify!($name), body())
-        }
-    )*};
+    ($($functions:tt)*) => {
+        exported! { code; $($functions)* }
+    };
 }
 
 macro_rules! descriptors {

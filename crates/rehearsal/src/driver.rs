@@ -14,8 +14,8 @@ use std::{
 
 use crate::{
     failure::{
-        ILLEGAL_ADDRESS, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NAMES, NOT_FOUND, NOT_SUPPORTED, Outcome,
-        complain, fail, trace,
+        self, ILLEGAL_ADDRESS, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NAMES, NOT_FOUND, NOT_SUPPORTED, Outcome,
+        exported, fail, trace,
     },
     memory,
     ptx::{self, Grid, Kernel, Module},
@@ -25,16 +25,9 @@ use crate::{
 /// The name under which the device is found.
 pub const NAME: &CStr = c"rehearsal on the CPU";
 
-/// The driver's code of an outcome; what failed is told.
-fn code(call: &str, outcome: Outcome) -> u32 {
-    trace(call);
-    match outcome {
-        Ok(()) => 0,
-        Err(failure) => {
-            complain(&failure.clone().within(call).message);
-            failure.code
-        }
-    }
+/// The driver's code of a failure's.
+const fn code(failure: u32) -> u32 {
+    failure
 }
 
 /// Writes an answer where the caller wants it.
@@ -51,15 +44,9 @@ unsafe fn answer<T>(to: *mut T, value: T) -> Outcome {
 }
 
 macro_rules! driver {
-    ($(fn $name:ident($($argument:ident: $T:ty),* $(,)?) $body:block)*) => {$(
-        #[unsafe(no_mangle)]
-        #[allow(unused_unsafe, reason = "not every body needs it")]
-        unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
-            // SAFETY: the pointers are the caller's, as the driver wants them.
-            let body = || -> Outcome { unsafe { $body } };
-            code(stringify!($name), body())
-        }
-    )*};
+    ($($functions:tt)*) => {
+        exported! { code; $($functions)* }
+    };
 }
 
 static CONTEXT: AtomicUsize = AtomicUsize::new(1);
@@ -397,7 +384,7 @@ macro_rules! lacking {
     ($($name:ident),*) => {$(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name() -> u32 {
-            code(stringify!($name), fail(NOT_SUPPORTED, "the stand-in has no such function"))
+            failure::code(stringify!($name), fail(NOT_SUPPORTED, "the stand-in has no such function"), code)
         }
     )*};
 }

@@ -75,3 +75,29 @@ pub fn trace(call: &str) {
         complain(call);
     }
 }
+
+/// A library's code of an outcome, by `of` from that of the failure; what failed is told.
+pub fn code(call: &str, outcome: Outcome, of: fn(u32) -> u32) -> u32 {
+    trace(call);
+    match outcome {
+        Ok(()) => 0,
+        Err(failure) => {
+            complain(&failure.clone().within(call).message);
+            of(failure.code)
+        }
+    }
+}
+
+/// Functions that a library exports; `$of` makes its code of a failure's.
+macro_rules! exported {
+    ($of:path; $(fn $name:ident($($argument:ident: $T:ty),* $(,)?) $body:block)*) => {$(
+        #[unsafe(no_mangle)]
+        #[allow(unused_unsafe, reason = "not every body needs it")]
+        unsafe extern "C" fn $name($($argument: $T),*) -> u32 {
+            // SAFETY: the pointers are the caller's, as the library wants them.
+            let body = || -> $crate::failure::Outcome { unsafe { $body } };
+            $crate::failure::code(stringify!($name), body(), $of)
+        }
+    )*};
+}
+pub(crate) use exported;

@@ -16,28 +16,10 @@ struct Images {
     u64 images, size;
 };
 
-INLINE double of_words(u64 bits) {
-    union {
-        double number;
-        u64 bits;
-    } both;
-    both.bits = bits;
-    return both.number;
-}
-
-INLINE u64 words_of(double number) {
-    union {
-        double number;
-        u64 bits;
-    } both;
-    both.number = number;
-    return both.bits;
-}
-
 // Two to the power log2; 0 where that is below the smallest normal number.
 INLINE double pow2(int log2) {
     if (log2 < -1022) return 0.0;
-    return of_words((u64)((log2 < 1023 ? log2 : 1023) + 1023) << 52);
+    return double_of_bits((u64)((log2 < 1023 ? log2 : 1023) + 1023) << 52);
 }
 
 // The same down to the smallest number there is, rounded to it or to 0 below.

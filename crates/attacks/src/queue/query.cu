@@ -205,7 +205,7 @@ KERNEL(scale, Query) {
     }
     most /= (double)p.draws;
     // The exponent field: right for every normal number, and no worse than 1 for the rest.
-    const int field = (int)(words_of(most) >> 52) - 1023, log2 = field < -1022 ? -1022 : field;
+    const int field = (int)(bits_of_double(most) >> 52) - 1023, log2 = field < -1022 ? -1022 : field;
     const bool none = most == 0.0;
     p.factors[id] = none ? 0.0 : pow2(-log2);
     p.at.log2[id] = none ? 0 : log2 + (p.units[id] == NO_UNIT ? 0 : p.units[id]);

@@ -93,6 +93,12 @@ pub fn run_at(device: &Device) -> bool {
     cfg!(feature = "cuda") && device.is_cuda() || device.is_cpu() && host::is_on()
 }
 
+/// Whether kernels of f32 can be launched on this tensor: it is f32, and [they run](run_at) where it is.
+#[must_use]
+pub fn takes(x: &Tensor) -> bool {
+    run_at(x.device()) && x.dtype() == DType::F32
+}
+
 /// Kernels launched on tensors: what they read stays until the call is dropped.
 #[derive(Debug)]
 pub struct Call {

@@ -2,7 +2,7 @@
 // is rounded as on the CPU; and by a C++ compiler for the tests, where a kernel is a loop over its threads.
 //
 // A kernel is KERNEL(name, Parameters) { ... }: its body sees one structure `p`, which Rust fills, and the number `id` of its
-// thread. No thread may read what another writes, and only `atomic_add` may be used on what several write.
+// thread. What several threads write they write by `atomic_add` or an exchange, and no result may depend on which was first.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -22,6 +22,9 @@ typedef long long i64;
     }                                                                             \
     INLINE void name##_thread(const Parameters &p, const u64 id)
 INLINE void atomic_add(u32 *sum, u32 value) { atomicAdd(sum, value); }
+// What stood there.
+INLINE u32 exchange(u32 *at, u32 value) { return atomicExch(at, value); }
+INLINE u32 exchange_if(u32 *at, u32 expected, u32 value) { return atomicCAS(at, expected, value); }
 #else
 #include <math.h>
 #define INLINE static inline
@@ -34,6 +37,16 @@ INLINE void atomic_add(u32 *sum, u32 value) { atomicAdd(sum, value); }
     }                                                                             \
     INLINE void name##_thread(const Parameters &p, const u64 id)
 INLINE void atomic_add(u32 *sum, u32 value) { *sum += value; }
+INLINE u32 exchange(u32 *at, u32 value) {
+    const u32 old = *at;
+    *at = value;
+    return old;
+}
+INLINE u32 exchange_if(u32 *at, u32 expected, u32 value) {
+    const u32 old = *at;
+    if (old == expected) *at = value;
+    return old;
+}
 #endif
 
 INLINE u32 bits_of(float x) {
@@ -49,6 +62,24 @@ INLINE float of_bits(u32 bits) {
     union {
         float number;
         u32 bits;
+    } both;
+    both.bits = bits;
+    return both.number;
+}
+
+INLINE u64 bits_of_double(double x) {
+    union {
+        double number;
+        u64 bits;
+    } both;
+    both.number = x;
+    return both.bits;
+}
+
+INLINE double double_of_bits(u64 bits) {
+    union {
+        double number;
+        u64 bits;
     } both;
     both.bits = bits;
     return both.number;

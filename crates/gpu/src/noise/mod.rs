@@ -7,15 +7,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use game::Key;
 use rayon::prelude::*;
 
-use crate::kernels::{Call, Parameters, Source, run_at};
+use crate::kernels::{Call, Parameters, Source, takes};
 
 const SOURCE: Source = Source { name: "noise", text: include_str!("noise.cu") };
-
-/// Whether these draws can be made where the images are: f32 where [kernels run](run_at).
-#[must_use]
-pub fn takes(x: &Tensor) -> bool {
-    run_at(x.device()) && x.dtype() == DType::F32
-}
 
 /// Uniform numbers in `[0, 1)` in the shape of `x` `(n, ...)`, f32: image `i`'s are those of `keys[i]`, row-major.
 ///

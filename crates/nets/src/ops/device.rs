@@ -4,7 +4,7 @@
 //! that depends on the shape alone.
 
 use candle_core::{DType, Result, Tensor};
-use gpu::kernels::{Call, Output, Parameters, Source, run_at};
+use gpu::kernels::{self, Call, Output, Parameters, Source};
 
 use super::{Activation, Moments};
 
@@ -54,9 +54,9 @@ struct Step {
 // SAFETY: the fields are the kernels'.
 unsafe impl Parameters for Step {}
 
-/// Whether kernels compute what is made of `x`: f32 where they [run](run_at), and few enough for their indices.
+/// Whether kernels compute what is made of `x`: f32 where they [run](kernels::takes), and few enough for their indices.
 pub(crate) fn takes(x: &Tensor) -> bool {
-    run_at(x.device()) && x.dtype() == DType::F32 && u32::try_from(x.elem_count()).is_ok()
+    kernels::takes(x) && u32::try_from(x.elem_count()).is_ok()
 }
 
 /// Whether they find the largest number of windows of this size.

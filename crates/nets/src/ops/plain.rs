@@ -36,7 +36,7 @@ pub(super) fn conv2d(
     window: Window,
     precision: Precision,
 ) -> Result<Tensor> {
-    let out = if gpu::takes(x) {
+    let out = if gpu::plans(x.device()) {
         by_gpu(x, weight, window, precision)?
     } else if precision.is_full() {
         by_candle(x, weight, window)?
@@ -125,7 +125,7 @@ pub(super) fn keep_largest(x: &Tensor, winners: usize) -> Result<Tensor> {
 
 pub(super) fn prune(x: &Tensor, samples: f64, keys: &[Key]) -> Result<Tensor> {
     let image = x.dims()[1..].iter().product::<usize>();
-    let uniform = if gpu::noise::takes(x) {
+    let uniform = if gpu::kernels::takes(x) {
         gpu::noise::uniform_like(x, keys)?
     } else {
         Tensor::from_vec(uniform(keys, image), x.shape(), x.device())?.to_dtype(x.dtype())?
