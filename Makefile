@@ -9,7 +9,7 @@ PYTHON     ?= python3#          a Python with torch and torchvision, for bench-t
 QUICK      ?=#                  1: bench with fewer repeats, in minutes
 BIN        ?= target/release#   where the binaries are
 CARGOFLAGS ?=#                  passed on to cargo
-BUILD      ?= cargo build --release --bins $(CARGOFLAGS)
+BUILD      ?= cargo build --release $(CARGOFLAGS)
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -35,11 +35,19 @@ all: $(PIPELINES) ## every pipeline
 
 figures: $(filter table% figure% theory,$(PIPELINES)) ## every figure and table of the paper
 
-build: ## compile every binary; cargo alone knows what is stale
+# What a goal does not run is not compiled: `build` is the planner and the stages, build-NAME one program more.
+build: ## compile the planner and the stages; cargo alone knows what is stale
+	$(call compile,plan sample finetune fit attack theory report)
+
+build-%: ## compile one program more: inspect, bench
+	$(call compile,$*)
+
 ifneq ($(strip $(BUILD)),)
+define compile
 	@command -v cargo >/dev/null || { echo 'make: cargo is not installed: see https://rustup.rs' >&2; exit 1; }
 	@command -v cc >/dev/null || { echo 'make: no C compiler: install gcc or clang (Debian: build-essential)' >&2; exit 1; }
-	@$(BUILD)
+	@$(BUILD) $(patsubst %,--bin %,$(1))
+endef
 endif
 
 test: ## run every test
@@ -51,11 +59,11 @@ lint: ## formatting and clippy
 
 BENCH = $(BIN)/bench --bin $(BIN) $(if $(QUICK),--quick) $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 
-bench: build ## how fast: gradient queries, forward passes, votes, training; and every defense
+bench: build build-bench ## how fast: gradient queries, forward passes, votes, training; and every defense
 	@$(BENCH)
 	@cargo bench --quiet --package defenses --bench defenses $(CARGOFLAGS)
 
-bench-torch: build ## the same beside PyTorch's, to data/report/bench; QUICK=1: in five minutes
+bench-torch: build build-bench ## the same beside PyTorch's, to data/report/bench; QUICK=1: in five minutes
 	@$(BENCH) --torch $(PYTHON) --out data/report/bench
 
 cuda: ## programs for a GPU into dist/cuda; needs neither GPU nor CUDA here
@@ -69,10 +77,10 @@ gpu-rehearsal: ## dist/cuda beside the CPU where there is no GPU: CUDA's librari
 	@test -x dist/cuda/gpu-check || { echo 'make: no dist/cuda/gpu-check: run make cuda' >&2; exit 1; }
 	@scripts/cuda/rehearse.sh dist/cuda/gpu-check --only-checks --out data/report/gpu-rehearsal
 
-inspect: build ## what an artifact holds and where it came from: make inspect A=data/attack/.../part-0-of-1.parquet
+inspect: build-inspect ## what an artifact holds and where it came from: make inspect A=data/attack/.../part-0-of-1.parquet
 	@$(BIN)/inspect $(or $(A),$(error name the artifact: make inspect A=data/attack/.../part-0-of-1.parquet))
 
-verify: build ## check the digests of every artifact's inputs and weights
+verify: build-inspect ## check the digests of every artifact's inputs and weights
 	@find data -name '*.parquet' ! -name '*.timing.parquet' ! -path 'data/record/*' -exec env DATA_ROOT='$(DATA_ROOT)' $(BIN)/inspect --verify {} +
 
 RATES = $(sort $(wildcard data/record/*/bench/engine.json)) $(sort $(wildcard data/record/*/gpu-check/gpu-check.json))

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::{
-    array::{
-        Array, ArrayRef, ArrowPrimitiveType, AsArray, BinaryArray, BooleanArray, BooleanBuilder, ListBuilder,
-        PrimitiveArray, PrimitiveBuilder, StringArray,
-    },
-    datatypes::{DataType, Field, Float32Type, Float64Type, Int64Type, UInt16Type, UInt32Type, UInt64Type},
-    record_batch::RecordBatch,
+use arrow_array::{
+    Array, ArrayRef, ArrowPrimitiveType, BinaryArray, BooleanArray, PrimitiveArray, RecordBatch, StringArray,
+    builder::{BooleanBuilder, ListBuilder, PrimitiveBuilder},
+    cast::AsArray,
+    types::{Float32Type, Float64Type, Int64Type, UInt16Type, UInt32Type, UInt64Type},
 };
+use arrow_schema::{DataType, Field};
 
 /// A column that is not what the rows need.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -227,15 +226,15 @@ macro_rules! table {
             const KIND: &'static str = $kind;
             const LATER: &'static [&'static str] = &[$($(stringify!($later)),+)?];
 
-            fn schema() -> arrow::datatypes::SchemaRef {
+            fn schema() -> arrow_schema::SchemaRef {
                 let fields = vec![
                     $($crate::column::field(stringify!($field), |row: &Self| &row.$field),)+
                     $($($crate::column::field(stringify!($later), |row: &Self| &row.$later),)+)?
                 ];
-                std::sync::Arc::new(arrow::datatypes::Schema::new(fields))
+                std::sync::Arc::new(arrow_schema::Schema::new(fields))
             }
 
-            fn encode(rows: &[Self]) -> arrow::record_batch::RecordBatch {
+            fn encode(rows: &[Self]) -> arrow_array::RecordBatch {
                 let columns = vec![
                     $($crate::column::encode(rows, |row| &row.$field),)+
                     $($($crate::column::encode(rows, |row| &row.$later),)+)?
@@ -243,7 +242,7 @@ macro_rules! table {
                 $crate::column::batch::<Self>(columns)
             }
 
-            fn decode(batch: &arrow::record_batch::RecordBatch) -> Result<Vec<Self>, $crate::Mismatch> {
+            fn decode(batch: &arrow_array::RecordBatch) -> Result<Vec<Self>, $crate::Mismatch> {
                 $(let mut $field = $crate::column::decode(batch, stringify!($field))?.into_iter();)+
                 $($(let mut $later = $crate::column::decode_later(batch, stringify!($later))?.into_iter();)+)?
                 let row = || {

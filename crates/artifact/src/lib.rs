@@ -12,7 +12,8 @@ mod read;
 mod rows;
 mod write;
 
-use arrow::{datatypes::SchemaRef, record_batch::RecordBatch};
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
 pub use column::Mismatch;
 pub use error::{Error, Result};
 pub use exit::{Exit, Panic, caught};

@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::{
-    array::{ArrayRef, AsArray, Int64Array, StructArray},
-    datatypes::{DataType, Field, Fields, Schema, SchemaRef},
-    record_batch::RecordBatch,
-};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StructArray, cast::AsArray};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use serde_json::json;
 
 use crate::{

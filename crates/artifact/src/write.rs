@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use arrow::datatypes::Schema;
+use arrow_schema::Schema;
 use parquet::{
     arrow::{
         ARROW_SCHEMA_META_KEY, ArrowSchemaConverter, ArrowWriter, arrow_writer::ArrowWriterOptions, encode_arrow_schema,
