@@ -15,11 +15,9 @@ use hub::{Cache, Error, File, Found, Kind};
 
 use crate::lock::{Lock, unwritable};
 
-/// The hub, and the cache before it.
+/// The hub that `HF_ENDPOINT` names, else the public one, and the cache before it.
 #[derive(Clone, Debug)]
 pub struct Remote {
-    /// The server; none takes `HF_ENDPOINT`, else the public hub.
-    pub endpoint: Option<String>,
     /// Where files are put.
     pub cache: Cache,
     /// The variable that forbids to use the network, if one does.
@@ -81,11 +79,7 @@ impl Remote {
     }
 
     fn download(&self, file: &File) -> Result<PathBuf, HFError> {
-        let mut client = HFClient::builder().cache_dir(&self.cache.root);
-        if let Some(endpoint) = &self.endpoint {
-            client = client.endpoint(endpoint);
-        }
-        let client = client.build_sync()?;
+        let client = HFClient::builder().cache_dir(&self.cache.root).build_sync()?;
         let (owner, name) = hf_hub::split_id(&file.repo);
         macro_rules! download {
             ($repo:expr) => {

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 }
 
 fn run(file: &File, receipt: Option<&Path>) -> anyhow::Result<()> {
-    let remote = Remote { endpoint: None, cache: Cache::from_env(), offline: offline() };
+    let remote = Remote { cache: Cache::from_env(), offline: offline() };
     let found = remote.fetch(file, &say)?;
     if let Some(path) = receipt {
         write_atomic(path, receipt_of(file, &found)?.as_bytes())?;

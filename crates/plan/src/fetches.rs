@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fmt::Write as _, fs};
 
 use hub::{Cache, File};
 use serde_json::json;
-use stage::Stage;
+use stage::Stage as _;
 use stage_finetune::{Finetune, Init};
 use stage_sample::{Sample, Source};
 

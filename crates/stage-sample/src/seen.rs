@@ -5,7 +5,7 @@
 //! depends on that file: without it all are.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
@@ -92,7 +92,7 @@ fn noted(text: &str, digest: &str) -> Option<BTreeMap<String, Mark>> {
     let mut lines = text.lines();
     lines.next().filter(|line| *line == digest)?;
     let mark = |line: &str| {
-        let [size, modified, changed, name] = line.splitn(4, ' ').collect::<Vec<_>>().try_into().ok()?;
+        let [size, modified, changed, name]: [&str; 4] = line.splitn(4, ' ').collect::<Vec<_>>().try_into().ok()?;
         let mark = Mark { size: size.parse().ok()?, modified: modified.parse().ok()?, changed: changed.parse().ok()? };
         Some((name.to_owned(), mark))
     };
@@ -149,27 +149,29 @@ fn difference(
     before: &BTreeMap<String, Mark>,
 ) -> Option<String> {
     let known: BTreeMap<&str, &Entry> = manifest.entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
-    let here: BTreeMap<&str, ()> = listing.files.iter().map(|(name, _)| (name.as_str(), ())).collect();
-    let gone = known.keys().filter(|name| !here.contains_key(*name)).copied().collect();
-    let added = here.keys().filter(|name| !known.contains_key(*name)).copied().collect();
-    let is_changed = |((name, path), mark): (&(String, PathBuf), &Mark)| {
-        let entry = known.get(name.as_str())?;
-        let same = entry.size == mark.size
-            && (before.get(name) == Some(mark) || artifact::sha256(path).is_ok_and(|digest| digest == entry.sha256));
-        (!same).then_some(name.as_str())
+    let here: BTreeSet<&str> = listing.files.iter().map(|(name, _)| name.as_str()).collect();
+    let is_same = |entry: &Entry, path: &Path, mark: &Mark| {
+        entry.size == mark.size
+            && (before.get(&entry.name) == Some(mark)
+                || artifact::sha256(path).is_ok_and(|digest| digest == entry.sha256))
     };
-    let changed = listing.files.par_iter().zip(marks).filter_map(is_changed).collect();
-    let parts: Vec<String> = [("changed", changed), ("gone", gone), ("new", added)]
-        .into_iter()
-        .filter_map(|(what, names): (_, Vec<&str>)| {
-            let first = names.first()?;
-            let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-            Some(format!("{what}: {first}{more}"))
-        })
-        .collect();
-    let moved = || manifest.entries.iter().map(|entry| &entry.name).ne(listing.files.iter().map(|(name, _)| name));
-    match parts.is_empty() {
-        true => moved().then(|| "its images are in another order".to_owned()),
-        false => Some(parts.join(", ")),
+    let changed = listing.files.par_iter().zip(marks).filter_map(|((name, path), mark)| {
+        let entry = known.get(name.as_str())?;
+        (!is_same(entry, path, mark)).then_some(name.as_str())
+    });
+    let names: [(&str, Vec<&str>); 3] = [
+        ("changed", changed.collect()),
+        ("gone", known.keys().filter(|name| !here.contains(*name)).copied().collect()),
+        ("new", here.iter().filter(|name| !known.contains_key(*name)).copied().collect()),
+    ];
+    let parts = names.iter().filter_map(|(what, names)| {
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        Some(format!("{what}: {}{more}", names.first()?))
+    });
+    let parts = parts.collect::<Vec<_>>().join(", ");
+    if parts.is_empty() {
+        let moved = manifest.entries.iter().map(|entry| &entry.name).ne(listing.files.iter().map(|(name, _)| name));
+        return moved.then(|| "its images are in another order".to_owned());
     }
+    Some(parts)
 }
