@@ -1,12 +1,13 @@
 //! Values of a column whatever wrote it: `datasets`, pandas, polars and DuckDB choose other types for the same thing.
 
-use arrow::{
-    array::{Array, AsArray},
-    datatypes::{
-        DataType, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
-        UInt64Type,
+use arrow_array::{
+    Array,
+    cast::AsArray,
+    types::{
+        Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
     },
 };
+use arrow_schema::DataType;
 
 /// Whether a column holds bytes.
 pub(crate) fn is_bytes(kind: &DataType) -> bool {

@@ -111,7 +111,7 @@ impl<'a> Walk<'a> {
         let mut rest = self.segment()?;
         while let Some((&which, after)) = rest.split_first() {
             let counts: &[u8; 16] = after.first_chunk().ok_or(Fault::Damaged)?;
-            let symbols = counts.iter().map(|&count| usize::from(count)).sum();
+            let symbols: usize = counts.iter().map(|&count| usize::from(count)).sum();
             let values = after.get(16..16 + symbols).ok_or(Fault::Damaged)?;
             let (class, slot) = (usize::from(which >> 4), usize::from(which & 15));
             let table = self.tables.get_mut(class).and_then(|tables| tables.get_mut(slot)).ok_or(Fault::Damaged)?;

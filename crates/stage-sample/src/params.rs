@@ -8,7 +8,7 @@ pub use stage::classes::Classes;
 
 use crate::{
     Reader,
-    embedded::{Embedded, Split},
+    embedded::{self, Embedded, Split},
     folder::Folder,
     hub,
     parquet::Parquet,
@@ -157,7 +157,8 @@ impl Source {
     pub(crate) fn open(&self, ctx: &Context, params: &Params) -> anyhow::Result<Box<dyn Reader>> {
         Ok(match self {
             Self::Embedded { split, images } => {
-                Box::new(Embedded { seed: params.seed, split: *split, images: images.get() })
+                let classes = embedded::CLASSES.map(String::from).to_vec();
+                Box::new(Embedded { seed: params.seed, split: *split, images: images.get(), classes })
             }
             Self::Parquet { files, image, label } => {
                 let local = |path: &PathBuf| Ok((ctx.local(path)?, path.display().to_string()));
