@@ -3,6 +3,7 @@
 //! A stage binary is `fn main() -> ExitCode { stage::main::<ItsStage>() }`. Tests and other programs run a stage in
 //! their own process with [`run`] and a [`Context`] of their own.
 
+pub mod classes;
 mod command;
 mod context;
 mod environment;
