@@ -84,14 +84,14 @@ impl Job<'_> {
             resume: Resume::new(self.folder(), &identity),
             store: self.store(),
         };
-        out.push(&run.train(|| self.source.weights(&self.graph, self.params))?)?;
+        out.push(&run.train(|| self.source.weights(&self.graph, self.params, self.ctx))?)?;
         run.resume.remove();
         Ok(())
     }
 
     /// Stores the initial weights as epoch 0; a sample, where there is one, serves as validation images.
     fn import(&self, images: Option<&Images>, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
-        let weights = self.source.weights(&self.graph, self.params)?;
+        let weights = self.source.weights(&self.graph, self.params, self.ctx)?;
         let (file, sha256) = self.store().save(0, &weights)?;
         let mut row = FinetuneRow { weights: Some(file), sha256: Some(sha256), best: true, ..store::row(0) };
         if let Some(images) = images {

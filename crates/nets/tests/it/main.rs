@@ -2,11 +2,13 @@
 
 #![allow(clippy::print_stderr, reason = "tests that skip say so")]
 
+mod checkpoints;
 mod device;
 mod gradients;
 mod invariance;
 mod oracle;
 mod real;
+mod stream;
 mod table2;
 mod training;
 mod weights;
