@@ -52,10 +52,10 @@ pub struct CifarResnet {
     #[serde(default = "ten")]
     pub classes: usize,
     /// Subtracted from the pixels, per channel.
-    #[serde(default = "imagenet_mean")]
+    #[serde(default = "imagenet_mean", deserialize_with = "game::triple")]
     pub mean: [f64; 3],
     /// What the pixels are then divided by, per channel.
-    #[serde(default = "imagenet_std")]
+    #[serde(default = "imagenet_std", deserialize_with = "game::triple")]
     pub std: [f64; 3],
 }
 
@@ -129,10 +129,10 @@ pub struct Resnet {
     #[serde(default = "thousand")]
     pub classes: usize,
     /// Subtracted from the pixels, per channel.
-    #[serde(default = "imagenet_mean")]
+    #[serde(default = "imagenet_mean", deserialize_with = "game::triple")]
     pub mean: [f64; 3],
     /// What the pixels are then divided by, per channel.
-    #[serde(default = "imagenet_std")]
+    #[serde(default = "imagenet_std", deserialize_with = "game::triple")]
     pub std: [f64; 3],
 }
 
@@ -163,10 +163,10 @@ pub struct MobilenetV2 {
     #[serde(default)]
     pub padding: Edges,
     /// Subtracted from the pixels, per channel.
-    #[serde(default = "imagenet_mean")]
+    #[serde(default = "imagenet_mean", deserialize_with = "game::triple")]
     pub mean: [f64; 3],
     /// What the pixels are then divided by, per channel.
-    #[serde(default = "imagenet_std")]
+    #[serde(default = "imagenet_std", deserialize_with = "game::triple")]
     pub std: [f64; 3],
 }
 
@@ -299,8 +299,20 @@ impl Spec {
             return Err(Invalid(format!("`classes` is {}: a classifier has at least 2", self.classes())));
         }
         let (mean, std) = self.normalisation();
-        if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s <= 0.0) {
-            return Err(Invalid(format!("`mean` {mean:?} must be finite, and `std` {std:?} positive")));
+        let of_255 = |name: &str, values: [f64; 3], most: f64| {
+            let first = values[0];
+            let mend = if most > 1.0 && most <= 255.0 { format!("; of 255, write \"{first}/255\"") } else { String::new() };
+            Err(Invalid(format!("`{name}` is {values:?}: it must be in [0, 1], the units of pixels{mend}")))
+        };
+        let most = |values: [f64; 3]| values.iter().copied().fold(0.0, f64::max);
+        if !mean.iter().all(|m| (0.0..=1.0).contains(m)) {
+            return of_255("mean", mean, most(mean));
+        }
+        if !std.iter().all(|s| (0.0..=1.0).contains(s)) {
+            return of_255("std", std, most(std));
+        }
+        if std.contains(&0.0) {
+            return Err(Invalid(format!("`std` is {std:?}: pixels are divided by it, so that it must be above 0")));
         }
         self.activation().check()
     }

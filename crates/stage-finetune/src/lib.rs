@@ -71,6 +71,11 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn train(&self, training: &Training, images: &Images, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
+        if let Some(attack) = &training.adversarial {
+            let (height, width) = self.augment.size(images.height, images.width);
+            let checked = attack.check_size(3 * height * width);
+            checked.map_err(|fault| Usage(format!("training.adversarial: {fault}")))?;
+        }
         let data = self.data(images);
         train::check(training, &data, self.graph.classes).map_err(Usage)?;
         let mut inputs: Vec<&str> = self.ctx.inputs.iter().map(|input| input.sha256.as_str()).collect();

@@ -16,10 +16,10 @@ pub struct InceptionV3 {
     #[serde(default = "thousand")]
     pub classes: usize,
     /// Subtracted from the pixels, per channel.
-    #[serde(default = "half")]
+    #[serde(default = "half", deserialize_with = "game::triple")]
     pub mean: [f64; 3],
     /// What the pixels are then divided by, per channel.
-    #[serde(default = "half")]
+    #[serde(default = "half", deserialize_with = "game::triple")]
     pub std: [f64; 3],
 }
 
