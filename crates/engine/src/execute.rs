@@ -8,6 +8,7 @@ use crate::compile::{self, Compiled, Stage, Standard, Value, Work};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::largest::KeepLargest;
+use crate::kernels::adaptive::{Adapt, Unadapt};
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample, clear, copy};
 use crate::kernels::prune::{self, Prune, Unprune};
 use crate::kernels::stem::{Planes, Stem};
@@ -319,6 +320,7 @@ impl<'a> Run<'a> {
                     self.map(Subsample { from, stride, before, channels }, layout, finish);
                 }
                 Work::GlobalPool => self.map(Mean { from, rows, columns }, layout, finish),
+                &Work::AdaptivePool { side } => self.map(Adapt { from, rows, columns, side }, layout, finish),
                 &Work::Prune { samples, index, ref record } => {
                     let prune = Prune {
                         from,
@@ -454,6 +456,10 @@ impl<'a> Run<'a> {
             Work::GlobalPool => {
                 let share = 1.0 / (input.rows * input.columns) as f32;
                 self.map(Spread { from, share }, &input.layout, finish);
+            }
+            &Work::AdaptivePool { side } => {
+                let (rows, columns) = (input.rows, input.columns);
+                self.map(Unadapt { from, rows, columns, side }, &input.layout, finish);
             }
             Work::Prune { samples, record, .. } => {
                 let Some(record) = self.record(stage.output, record) else { unreachable!("the state is kept") };

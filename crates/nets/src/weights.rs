@@ -10,7 +10,7 @@ use std::{
 use candle_core::{DType, Device, Tensor, pickle};
 use game::Key;
 
-use crate::{Graph, Op, Weights};
+use crate::{Graph, Op, Weights, spec::names};
 
 /// What is wrong with a file of weights; the text names the file and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -144,8 +144,10 @@ pub fn prepare(graph: &Graph, weights: Weights, path: &Path) -> Result<Weights, 
     let mut found: Weights = weights
         .into_iter()
         .filter(|(name, _)| !name.ends_with("num_batches_tracked") && !name.contains("AuxLogits."))
+        .filter(|(name, _)| !names::is_unused(name))
         .map(|(name, tensor)| (rename(&name, |name| needed.iter().any(|(n, _)| n == name)), tensor))
         .collect();
+    names::take_normalisation(graph, &mut found).map_err(|cause| Error::Misfit { path: path.into(), cause })?;
     let mut prepared = Weights::new();
     let mut faults = Vec::new();
     for (name, shape) in &needed {
@@ -194,7 +196,8 @@ fn rename(name: &str, needed: impl Fn(&str) -> bool) -> String {
     let mut short = name;
     while !needed(short) {
         let renamed = timm_mobilenet(short).or_else(|| kuangliu_resnet(short));
-        if let Some(renamed) = renamed.filter(|renamed| needed(renamed)) {
+        let renamed = renamed.filter(|renamed| needed(renamed)).or_else(|| names::known(short, &needed));
+        if let Some(renamed) = renamed {
             return renamed;
         }
         match PREFIXES.iter().find_map(|prefix| short.strip_prefix(prefix)) {

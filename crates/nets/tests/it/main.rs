@@ -3,10 +3,12 @@
 #![allow(clippy::print_stderr, reason = "tests that skip say so")]
 
 mod device;
+mod families;
 mod gradients;
 mod invariance;
 mod oracle;
 mod real;
+mod resize;
 mod table2;
 mod training;
 mod weights;
