@@ -315,3 +315,32 @@ impl Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_padding_is_tensorflows() {
+        // Rows in, and above and below, of kernels of 3 and 5 rows: TensorFlow's documentation of `SAME`.
+        for (kernel, stride, size, above, below) in [
+            (3, 1, 7, 1, 1),
+            (5, 1, 7, 2, 2),
+            (3, 2, 224, 0, 1),
+            (3, 2, 7, 1, 1),
+            (5, 2, 56, 1, 2),
+            (5, 2, 15, 2, 2),
+            (1, 2, 8, 0, 0),
+            (2, 3, 7, 0, 1),
+            (3, 2, 1, 1, 1),
+        ] {
+            let padding = Pad::Same.of([kernel, 1], stride, [size, 9]);
+            assert_eq!((padding.top, padding.bottom), (above, below), "{kernel}/{stride} of {size}");
+            let padding = Pad::Same.of([1, kernel], stride, [9, size]);
+            assert_eq!((padding.left, padding.right), (above, below), "{kernel}/{stride} of {size}");
+            assert_eq!((size + above + below - kernel) / stride + 1, size.div_ceil(stride));
+        }
+        let some = Padding { top: 1, bottom: 2, left: 3, right: 4 };
+        assert_eq!(Pad::from(some).of([3, 3], 2, [5, 6]), some);
+    }
+}

@@ -164,6 +164,10 @@ mod tests {
             (r#"{"name": "resnet", "depth": 18}"#, 65),
             (r#"{"name": "resnet", "depth": 50}"#, 33),
             (inception, 79),
+            (r#"{"name": "efficientnet-lite", "variant": 0}"#, 65),
+            (r#"{"name": "densenet", "depth": 121}"#, 33),
+            (r#"{"name": "vgg", "depth": 11, "batch_norm": true, "hidden": 8}"#, 39),
+            (r#"{"name": "preact-resnet", "depth": 18}"#, 15),
         ] {
             let spec: Spec = serde_json::from_str(spec).unwrap();
             let graph = spec.graph().unwrap();
