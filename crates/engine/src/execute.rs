@@ -5,10 +5,10 @@ use std::ops::Range;
 use game::Key;
 
 use crate::compile::{self, Compiled, Stage, Standard, Value, Work};
+use crate::kernels::adaptive::{Adapt, Unadapt};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::largest::KeepLargest;
-use crate::kernels::adaptive::{Adapt, Unadapt};
 use crate::kernels::map::{Map, Max, Mean, Same, Source, Spread, Subsample, Unmax, Upsample, clear, copy};
 use crate::kernels::prune::{self, Prune, Unprune};
 use crate::kernels::stem::{Planes, Stem};

@@ -70,10 +70,15 @@ mod tests {
     #[test]
     fn a_window_covers_a_pixel_if_the_pixel_touches_the_window() {
         for (size, side) in [(7, 7), (14, 7), (2, 7), (1, 7), (10, 4), (9, 4), (5, 1), (3, 8)] {
-            let covers = |window: usize, pixel: usize| (span(window, size, side).0..span(window, size, side).1).contains(&pixel);
+            let covers =
+                |window: usize, pixel: usize| (span(window, size, side).0..span(window, size, side).1).contains(&pixel);
             for (window, pixel) in (0..side).flat_map(|window| (0..size).map(move |pixel| (window, pixel))) {
                 let (first, end) = span(pixel, side, size);
-                assert_eq!(covers(window, pixel), (first..end).contains(&window), "{pixel} of {size}, {window} of {side}");
+                assert_eq!(
+                    covers(window, pixel),
+                    (first..end).contains(&window),
+                    "{pixel} of {size}, {window} of {side}"
+                );
             }
         }
     }

@@ -346,11 +346,7 @@ fn pre_activation_networks() {
     architecture(r#"{"name": "wrn", "depth": 16, "width": 4}"#, [32, 32], 2);
     architecture(r#"{"name": "wrn", "depth": 10, "width": 1, "classes": 7}"#, [29, 34], 2);
     architecture(r#"{"name": "preact-resnet", "depth": 18}"#, [32, 32], 1);
-    architecture(
-        r#"{"name": "preact-resnet", "depth": 18, "shortcut": "input", "final_norm": false}"#,
-        [29, 34],
-        1,
-    );
+    architecture(r#"{"name": "preact-resnet", "depth": 18, "shortcut": "input", "final_norm": false}"#, [29, 34], 1);
     architecture(r#"{"name": "preact-resnet", "depth": 50}"#, [32, 32], 1);
 }
 

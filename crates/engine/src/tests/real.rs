@@ -196,7 +196,8 @@ fn gradients_beside_pytorch() {
         let (found, theirs, wide) = (floats(&found.unwrap()), part("gradient"), part("gradient64"));
         let wider = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
         let gaps = |ours: &[f32], theirs: &[f32], of: usize| {
-            let mut gaps: Vec<f64> = ours.chunks(of).zip(theirs.chunks(of)).map(|(a, b)| distance(a, &wider(b))).collect();
+            let mut gaps: Vec<f64> =
+                ours.chunks(of).zip(theirs.chunks(of)).map(|(a, b)| distance(a, &wider(b))).collect();
             gaps.sort_by(f64::total_cmp);
             (gaps[gaps.len() / 2], gaps[gaps.len() - 1])
         };

@@ -137,6 +137,8 @@ mod tests {
             assert!(seen.into_iter().all(|seen| seen));
         }
         let x = Tensor::zeros((1, 2, 3, 3), DType::F32, &Device::Cpu).unwrap();
-        assert!(adaptive_average_pool(&x, 0).is_err() && adaptive_average_pool(&x.flatten_from(1).unwrap(), 2).is_err());
+        assert!(
+            adaptive_average_pool(&x, 0).is_err() && adaptive_average_pool(&x.flatten_from(1).unwrap(), 2).is_err()
+        );
     }
 }

@@ -29,7 +29,8 @@ fn densenet(name: &str) -> Option<String> {
 }
 
 /// The blocks of each stage of EfficientNet-Lite, by how many there are in all.
-const BLOCKS: [[usize; 7]; 4] = [[1, 2, 2, 3, 3, 4, 1], [1, 3, 3, 4, 4, 5, 1], [1, 3, 3, 5, 5, 6, 1], [1, 4, 4, 6, 6, 8, 1]];
+const BLOCKS: [[usize; 7]; 4] =
+    [[1, 2, 2, 3, 3, 4, 1], [1, 3, 3, 4, 4, 5, 1], [1, 3, 3, 5, 5, 6, 1], [1, 4, 4, 6, 6, 8, 1]];
 
 /// timm's name for a tensor of EfficientNet-Lite, as `blocks.1.0.conv_pw.weight`.
 fn timm_efficientnet(name: &str, needed: &dyn Fn(&str) -> bool) -> Option<String> {

@@ -41,17 +41,14 @@ const NETWORKS: [(&str, &str, [usize; 3]); 18] = [
     ),
     ("preact-rice", r#"{"name": "preact-resnet", "depth": 18}"#, [2, 32, 32]),
     ("preact-kuangliu", r#"{"name": "preact-resnet", "depth": 18, "final_norm": false}"#, [2, 32, 32]),
-    (
-        "preact-wong",
-        r#"{"name": "preact-resnet", "depth": 18, "final_norm": false, "shortcut": "input"}"#,
-        [2, 32, 32],
-    ),
+    ("preact-wong", r#"{"name": "preact-resnet", "depth": 18, "final_norm": false, "shortcut": "input"}"#, [2, 32, 32]),
     ("preact-50", r#"{"name": "preact-resnet", "depth": 50}"#, [2, 32, 32]),
 ];
 
 #[test]
 fn networks_agree_with_published_programs() {
-    let golden = weights::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families.safetensors"));
+    let golden =
+        weights::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families.safetensors"));
     let golden = golden.unwrap();
     assert_eq!(golden.len(), 3 * NETWORKS.len());
     for (name, json, [n, h, w]) in NETWORKS {

@@ -90,8 +90,10 @@ fn a_network_is_the_same_whether_folded_before_or_not() {
         assert_eq!(named.len(), folded_weights.len());
         assert!(named.iter().all(|name| folded_weights.contains_key(name)));
         // Only pre-activation networks normalise anything but a convolution.
-        assert!(["wide-resnet", "wrn", "preact", "densenet"].iter().any(|name| json.contains(name))
-                || named.iter().all(|name| !name.contains("running")));
+        assert!(
+            ["wide-resnet", "wrn", "preact", "densenet"].iter().any(|name| json.contains(name))
+                || named.iter().all(|name| !name.contains("running"))
+        );
         let x = images(Key::root(8), &[1, 3, 32, 32], DType::F64);
         let logits = |graph, weights| -> Tensor {
             Network::new(graph, weights, &Device::Cpu).unwrap().logits(&x, &keys(1)).unwrap()
