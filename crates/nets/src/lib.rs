@@ -17,7 +17,7 @@ pub mod weights;
 
 pub use fold::fold;
 pub use gpu::Precision;
-pub use graph::{Conv, Graph, Id, Node, Op, Padding};
+pub use graph::{Conv, Graph, Id, Node, Op, Pad, Padding};
 pub use inside::Inside;
 pub use network::Network;
 pub use simd::Isa;

@@ -69,7 +69,7 @@ impl Builder {
     /// Convolutions one after the other.
     fn chain(&mut self, mut x: Id, prefix: &str, layers: &[Layer]) -> Id {
         for &(name, outputs, kernel, stride, [rows, columns]) in layers {
-            let padding = Padding { top: rows, bottom: rows, left: columns, right: columns };
+            let padding = Padding { top: rows, bottom: rows, left: columns, right: columns }.into();
             let (name, inputs) = (format!("{prefix}{name}"), self.channels[x]);
             let conv =
                 Conv { name: format!("{name}.conv"), inputs, outputs, kernel, stride, padding, groups: 1, bias: false };

@@ -90,7 +90,9 @@ impl<'a> Search<'a> {
     /// The network's name for a tensor, if it has one.
     fn name_of(&self, rest: &str) -> Option<&'a str> {
         let known = |name: &str| self.needed.get_key_value(name).map(|(name, _)| *name);
-        known(rest).or_else(|| SCHEMES.iter().find_map(|scheme| known(&scheme(rest)?)))
+        known(rest)
+            .or_else(|| SCHEMES.iter().find_map(|scheme| known(&scheme(rest)?)))
+            .or_else(|| known(&crate::spec::names::known(rest, &|name| self.needed.contains_key(name))?))
     }
 
     /// The tensors after the key, and the parts of their names there.
@@ -267,12 +269,12 @@ impl<'a> Search<'a> {
         if ours.iter().enumerate().all(near) {
             return Ok(());
         }
-        let short = |values: &[f64]| values.iter().map(|v| format!("{v:.4}")).collect::<Vec<_>>().join(", ");
+        let short = |values: &[f64]| values.iter().map(|v| ((v * 1e6).round() / 1e6).to_string()).collect::<Vec<_>>().join(", ");
         let (theirs, ours) = (short(&theirs), short(ours));
         let name = full(named);
         Err(format!(
-            "it normalises pixels by `{name}` = [{theirs}], but the model's `{what}` is [{ours}]: state the file's, in units \
-             of pixels in [0, 1]"
+            "it normalises pixels by `{name}` = [{theirs}], but the model's `{what}` is [{ours}]: set `{what}` = [{theirs}], in \
+             units of pixels in [0, 1]"
         ))
     }
 

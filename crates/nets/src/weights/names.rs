@@ -18,7 +18,9 @@ pub(super) fn parts(name: &str) -> Vec<&str> {
 pub(super) fn is_idle(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     // Counters of normalisations, of averaged weights, and of the profiler thop.
-    ["num_batches_tracked", "n_averaged", "total_ops", "total_params"].contains(&last) || name.contains("AuxLogits.")
+    ["num_batches_tracked", "n_averaged", "total_ops", "total_params"].contains(&last)
+        || name.contains("AuxLogits.")
+        || crate::spec::names::is_unused(name)
 }
 
 /// What a tensor of a wrapper that normalises the pixels is.

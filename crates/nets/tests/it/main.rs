@@ -4,10 +4,12 @@
 
 mod checkpoints;
 mod device;
+mod families;
 mod gradients;
 mod invariance;
 mod oracle;
 mod real;
+mod resize;
 mod stream;
 mod table2;
 mod training;
