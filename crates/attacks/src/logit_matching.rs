@@ -59,12 +59,13 @@ impl Entry for LogitMatching {
     const ABOUT: &'static str = "brings the logits to those of another image, on average over noise";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
-        check::positive("step_size", &self.step_size)?;
+        check::eps(self.norm, &self.eps)?;
+        check::step(self.norm, &self.step_size)?;
         check::steps(&self.steps)?;
         if self.sigma.value() < 0.0 {
             return Err(format!("sigma = {} must be at least 0", self.sigma));
         }
+        check::pixels("sigma", &self.sigma)?;
         if self.draws == 0 && !self.clean {
             return Err("draws = 0 must be at least 1 where clean = false: nothing would be averaged".into());
         }
@@ -194,6 +195,10 @@ impl Attack for LogitMatching {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn step_size(&self) -> Option<&Fraction> {
+        Some(&self.step_size)
     }
 
     fn needs_guides(&self) -> bool {

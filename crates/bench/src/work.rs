@@ -30,6 +30,10 @@ pub struct Work {
     pub threads: usize,
 }
 
+/// The normalisation that all networks here have, on both sides.
+const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const STD: [f64; 3] = [0.229, 0.224, 0.225];
+
 /// What a vote asks for.
 pub const DRAWS: u32 = 500;
 
@@ -62,6 +66,7 @@ impl Work {
             ("resnet-34", 224, 8),
             ("resnet-50", 224, 8),
             ("mobilenet-v2", 224, 8),
+            ("efficientnet-lite0", 224, 8),
         ];
         let of = |kind| move |(model, side, batch)| Self { kind, model, side, batch, threads };
         let once = |kind, batch| Self { kind, model: "cifar-resnet-20", side: 32, batch, threads };
@@ -71,6 +76,9 @@ impl Work {
 
     /// The network, as parameters name it.
     pub fn spec(&self) -> serde_json::Value {
+        if let Some(variant) = self.model.strip_prefix("efficientnet-lite").and_then(|v| v.parse::<usize>().ok()) {
+            return serde_json::json!({"name": "efficientnet-lite", "variant": variant, "mean": MEAN, "std": STD});
+        }
         let (name, depth) = self.model.rsplit_once('-').unwrap_or((self.model, ""));
         match (name, depth.parse::<usize>()) {
             ("resnet", Ok(depth)) if self.side < 64 => {

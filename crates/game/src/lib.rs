@@ -18,7 +18,7 @@ pub mod vote;
 pub use catalogue::Entry;
 pub use classifier::Classifier;
 pub use defense::{Defense, Gradient, pullback};
-pub use fraction::Fraction;
+pub use fraction::{Fraction, number, triple, within_pixels};
 pub use goal::Goal;
 pub use interval::{Pairs, mcnemar, paired_difference, wilson, wilson_rate};
 pub use key::{Key, Phase, philox4x32_10};

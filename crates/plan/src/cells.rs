@@ -358,6 +358,7 @@ impl Planner<'_> {
         let (typed, params): (stage_attack::Params, Value) = typed(params)?;
         typed.defense.check().map_err(|reason| format!("defense: {reason}"))?;
         typed.attack.check().map_err(|reason| format!("attack: {reason}"))?;
+        check_size(&typed.attack, images.side).map_err(|reason| format!("attack: {reason}"))?;
         network.keeps(typed.epoch).map_err(|reason| format!("epoch: {reason}"))?;
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
@@ -555,6 +556,7 @@ impl Planner<'_> {
         let cut = typed.training.as_ref().and_then(|training| training.augment.random_crop);
         let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
         if let Some(attack) = adversarial {
+            check_size(attack, cut.or(side)).map_err(|reason| format!("{what}.adversarial: {reason}"))?;
             cost.forward_queries = cost.training_images * attack.cost().forward;
             cost.gradient_queries = cost.training_images * attack.cost().backward;
         }
@@ -701,6 +703,11 @@ fn check(attack: &stage_attack::Params, model: &nets::Spec, reading: &Reading) -
         }
     }
     Ok(())
+}
+
+/// Finds budgets that no two images of this side are apart, where the side is known.
+fn check_size(attack: &attacks::Spec, side: Option<u32>) -> Result<(), String> {
+    side.map_or(Ok(()), |side| attack.check_size(3 * (side as usize).pow(2)))
 }
 
 fn check_step(step: Option<u32>, attack: &stage_attack::Params) -> Result<(), String> {

@@ -27,13 +27,16 @@ impl Net {
     pub fn new(spec: &Spec, side: Option<u32>) -> Self {
         let table = json!(spec);
         let depth = table["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
-        let name = format!("{}{depth}", table["name"].as_str().unwrap_or_default());
+        let variant = table["variant"].as_u64().map(|variant| variant.to_string()).unwrap_or_default();
+        let name = format!("{}{depth}{variant}", table["name"].as_str().unwrap_or_default());
         Self { name, spec: spec.clone(), side }
     }
 
     /// The network that a recorded table calls so.
     fn named(name: &str, side: u32) -> Option<Self> {
+        let lite = name.strip_prefix("efficientnet-lite").and_then(|variant| variant.parse::<usize>().ok());
         let spec = match family(name) {
+            _ if lite.is_some() => json!({"name": "efficientnet-lite", "variant": lite}),
             family if family == name => json!({"name": name}),
             family => {
                 let depth = name[family.len() + 1..].parse::<u32>().ok()?;
@@ -77,9 +80,9 @@ fn multiplications(graph: &Graph, side: usize) -> usize {
         let [rows, columns] = node.inputs.first().map_or([side, side], |&input| planes[input]);
         planes.push(match &node.op {
             Op::Conv(conv) => {
-                let [height, width] = conv.kernel;
-                let rows = places(rows + conv.padding.top + conv.padding.bottom, height, conv.stride);
-                let columns = places(columns + conv.padding.left + conv.padding.right, width, conv.stride);
+                let ([height, width], padding) = (conv.kernel, conv.padding([rows, columns]));
+                let rows = places(rows + padding.top + padding.bottom, height, conv.stride);
+                let columns = places(columns + padding.left + padding.right, width, conv.stride);
                 sum += rows * columns * conv.outputs * (conv.inputs / conv.groups) * height * width;
                 [rows, columns]
             }
@@ -88,6 +91,7 @@ fn multiplications(graph: &Graph, side: usize) -> usize {
             }
             Op::Subsample { stride, .. } => [rows, columns].map(|size| size.div_ceil(*stride)),
             Op::GlobalAveragePool => [1, 1],
+            Op::AdaptiveAveragePool { side } => [*side, *side],
             Op::Linear { inputs, outputs, .. } => {
                 sum += inputs * outputs;
                 [1, 1]
@@ -273,6 +277,12 @@ mod tests {
             ("resnet-50", 224, 4.09e9),
             ("mobilenet-v2", 224, 0.30e9),
             ("inception-v3", 299, 5.71e9),
+            ("densenet-121", 224, 2.83e9),
+            ("vgg-11", 224, 7.61e9),
+            // Google's table of EfficientNet-Lite.
+            ("efficientnet-lite0", 224, 407e6),
+            ("efficientnet-lite1", 240, 631e6),
+            ("efficientnet-lite2", 260, 899e6),
             ("cifar-resnet-20", 32, 40_551_040.0),
         ] {
             let count = Net::named(name, side).unwrap().multiplications().unwrap() as f64;

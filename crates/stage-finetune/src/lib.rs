@@ -72,6 +72,11 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn train(&self, training: &Training, images: &Images, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
+        if let Some(attack) = &training.adversarial {
+            let (height, width) = self.augment.size(images.height, images.width);
+            let checked = attack.check_size(3 * height * width);
+            checked.map_err(|fault| Usage(format!("training.adversarial: {fault}")))?;
+        }
         let data = self.data(images);
         train::check(training, &data, self.graph.classes).map_err(Usage)?;
         let mut inputs: Vec<&str> = self.ctx.inputs.iter().map(|input| input.sha256.as_str()).collect();
@@ -85,14 +90,14 @@ impl Job<'_> {
             resume: Resume::new(self.folder(), &identity),
             store: self.store(),
         };
-        out.push(&run.train(|| self.source.weights(&self.graph, self.params))?)?;
+        out.push(&run.train(|| self.source.weights(&self.graph, self.params, self.ctx))?)?;
         run.resume.remove();
         Ok(())
     }
 
     /// Stores the initial weights as epoch 0; a sample, where there is one, serves as validation images.
     fn import(&self, images: Option<&Images>, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
-        let weights = self.source.weights(&self.graph, self.params)?;
+        let weights = self.source.weights(&self.graph, self.params, self.ctx)?;
         let (file, sha256) = self.store().save(0, &weights)?;
         let mut row = FinetuneRow { weights: Some(file), sha256: Some(sha256), best: true, ..store::row(0) };
         if let Some(images) = images {

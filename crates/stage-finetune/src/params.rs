@@ -28,13 +28,17 @@ pub struct Params {
 pub enum Init {
     /// Drawn from the seed.
     Fresh {},
-    /// A local file: safetensors, or a torch checkpoint (`.pth`, `.pt`, `.tar`), read without executing code.
+    /// A local file: safetensors, or a torch checkpoint of any layout, read without executing code.
     File {
         /// Absolute, or below the data root.
         path: String,
         /// SHA-256 in hexadecimal that the file must have.
         #[serde(default)]
         sha256: Option<String>,
+        /// What stands before the names of the network's tensors in the file, as `state_dict_ema` or `student`; `""` for
+        /// nothing. Needed where the file holds several networks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
         /// Whether the last layer starts fresh, as for other classes than those of the weights.
         #[serde(default)]
         new_head: bool,
@@ -50,6 +54,10 @@ pub enum Init {
         /// SHA-256 in hexadecimal that the file must have.
         #[serde(default)]
         sha256: Option<String>,
+        /// What stands before the names of the network's tensors in the file, as `state_dict_ema` or `student`; `""` for
+        /// nothing. Needed where the file holds several networks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
         /// Whether the last layer starts fresh, as for other classes than those of the weights.
         #[serde(default)]
         new_head: bool,

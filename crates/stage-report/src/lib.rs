@@ -39,7 +39,7 @@ pub struct Report;
 
 impl Stage for Report {
     const NAME: &'static str = "report";
-    const REVISION: u32 = 3;
+    const REVISION: u32 = 4;
     const ABOUT: &'static str =
         "Tables and figures from artifacts: Markdown, CSV, JSON, LaTeX, SVG and PNG beside the tidy Parquet";
     type Params = Params;

@@ -59,7 +59,7 @@ impl Trained {
         let graph = spec.graph().map_err(|fault| foreign(fault.to_string()))?;
         let path = epoch.weights(&table)?;
         let mut weights =
-            weights::load(&path).and_then(|found| weights::prepare(&graph, found, &path)).map_err(fault)?;
+            weights::open(&path).and_then(|file| file.fit(&graph, None, false)).map_err(fault)?.weights;
         for tensor in weights.values_mut() {
             *tensor = tensor.to_dtype(DType::F32)?;
         }
