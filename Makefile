@@ -103,4 +103,5 @@ help: ## this list
 	@echo; echo 'Variables, with their defaults:'
 	@sed -n 's/^\([A-Z_]*\) *?= *\([^#]*\)#* *\(.*\)/\1|\2|\3/p' Makefile | awk -F'|' '{ printf "  %-12s %-16s %s\n", $$1, $$2, $$3 }'
 	@echo; echo 'Pipelines, each a target:'
-	@$(foreach file,$(FILES),sed -n 's/^title *= *"\(.*\)"/  $(file:pipelines/%.toml=%)|\1/p' $(file) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }';)
+	@awk '/^title *= *"/ && !seen[FILENAME]++ { name = FILENAME; gsub(/.*\/|\.toml$$/, "", name); \
+	  gsub(/^title *= *"|"[^"]*$$/, ""); printf "  %-15s %s\n", name, $$0 }' $(FILES)
