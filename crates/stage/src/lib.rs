@@ -3,6 +3,7 @@
 //! A stage binary is `fn main() -> ExitCode { stage::main::<ItsStage>() }`. Tests and other programs run a stage in
 //! their own process with [`run`] and a [`Context`] of their own.
 
+mod clock;
 mod command;
 mod context;
 mod environment;
@@ -13,8 +14,10 @@ use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use artifact::Exit;
+pub use clock::Stopwatch;
 pub use command::{main, run};
 pub use context::{Context, Input, Progress, Table};
+pub use environment::{commit, cpu};
 pub use epoch::Epoch;
 
 /// One stage of the pipeline: parameters and inputs to one Parquet table.
