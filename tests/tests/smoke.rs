@@ -228,7 +228,8 @@ fn help_gives_each_pipeline_one_line_with_its_own_title() {
         file["title"].as_str().unwrap().to_owned()
     };
     let files = pipelines();
-    let expected: Vec<_> = files.iter().map(|path| (path.file_stem().unwrap().to_string_lossy(), title(path))).collect();
+    let expected: Vec<_> =
+        files.iter().map(|path| (path.file_stem().unwrap().to_string_lossy(), title(path))).collect();
     assert_eq!(listed.len(), expected.len(), "{listed:?}");
     for ((name, title), (file, expected)) in listed.into_iter().zip(expected) {
         assert_eq!((name, title.trim()), (&*file, expected.as_str()));

@@ -515,8 +515,8 @@ game::vectorised! {
     fn count<T: Wide>(gradient: &[T], non_finite: &mut u64, moving: &mut u64) {
         for entry in gradient {
             let entry = entry.wide();
-            *non_finite += u64::from(!entry.is_finite());
-            *moving += u64::from(entry.is_finite() && entry != 0.0);
+            *non_finite = non_finite.wrapping_add(u64::from(!entry.is_finite()));
+            *moving = moving.wrapping_add(u64::from(entry.is_finite() && entry != 0.0));
         }
     }
 }

@@ -202,9 +202,8 @@ mod tests {
     #[test]
     fn a_program_that_does_not_answer_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let told = |attack: &Path| {
-            Calibration::of(&works(&[8]), attack, folder.path(), |_| true).unwrap_err().to_string()
-        };
+        let told =
+            |attack: &Path| Calibration::of(&works(&[8]), attack, folder.path(), |_| true).unwrap_err().to_string();
         assert!(told(&folder.path().join("attack")).contains("attack"));
         let attack = folder.path().join("silent");
         std::fs::write(&attack, "#!/bin/sh\ncat > /dev/null; echo no such network >&2; exit 2\n").unwrap();

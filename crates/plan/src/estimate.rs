@@ -353,12 +353,8 @@ impl Actual {
         let votes = seconds("votes") + seconds("detector_queries");
         let others = (total - attacks - votes - training).max(0.0);
         let exact = |seconds: f64| Span::exact(seconds * share);
-        self.seconds += Seconds {
-            attacks: exact(attacks),
-            votes: exact(votes),
-            training: exact(training),
-            others: exact(others),
-        };
+        self.seconds +=
+            Seconds { attacks: exact(attacks), votes: exact(votes), training: exact(training), others: exact(others) };
         let counts = [
             count("attack_queries"),
             count("votes") + count("detector_queries"),
@@ -515,7 +511,7 @@ mod tests {
         let line = |estimates: Option<&Estimates<'_>>| missing(&["t".to_owned()], &jobs, estimates, root.path());
         let estimates = Estimates::new(&plan, &calibration, root.path());
         // 20 to 426 processor seconds.
-        assert_eq!(line(Some(&estimates)).unwrap(), "t: 2 of 2 jobs to run, about 46 s (10 s to 3.6 min) on 2 cores");
+        assert_eq!(line(Some(&estimates)).unwrap(), "t: 2 of 2 jobs to run, about 46 s (10 s to 3.5 min) on 2 cores");
         assert_eq!(line(None).unwrap(), "t: 2 of 2 jobs to run; `make cost` tells how long they take");
         for job in &jobs {
             finish(root.path(), job, "Processor", &TAKEN);

@@ -42,7 +42,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "cost")]
     rates: Vec<PathBuf>,
     /// Print one line about what is missing of these pipelines, and how long it will take.
-    #[arg(long, value_name = "PIPELINE", num_args = 1.., conflicts_with_all = ["cost", "gc", "list"])]
+    #[arg(long, value_name = "PIPELINE", conflicts_with_all = ["cost", "gc", "list"])]
     goals: Vec<String>,
     /// Delete the artifacts under data/ that no written plan names, and print them.
     #[arg(long)]
@@ -90,7 +90,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 /// What is missing of some pipelines; nothing of those that this machine lacks something for, which say so themselves.
 fn outlook(plan: &Plan, goals: &[String]) -> Result<()> {
-    let inputs: Vec<String> = goals.iter().filter_map(|goal| plan.report(goal).ok()).flat_map(|work| work.inputs.clone()).collect();
+    let inputs: Vec<String> =
+        goals.iter().filter_map(|goal| plan.report(goal).ok()).flat_map(|work| work.inputs.clone()).collect();
     let jobs = plan.jobs.closure(&inputs);
     // Asked first without times, which would have to be measured.
     if estimate::missing(goals, &jobs, None, Path::new("")).is_none() {
@@ -106,8 +107,12 @@ fn outlook(plan: &Plan, goals: &[String]) -> Result<()> {
 
 /// How long what these jobs do takes here; none where the stage that measures it is not beside this program, or works that are
 /// not cheap were not measured before.
-fn calibration<'a>(jobs: impl Iterator<Item = &'a Job>, is_cheap: impl Fn(&Work) -> bool) -> Result<Option<Calibration>> {
-    let attack = std::env::current_exe().ok().map(|plan| plan.with_file_name(format!("attack{}", std::env::consts::EXE_SUFFIX)));
+fn calibration<'a>(
+    jobs: impl Iterator<Item = &'a Job>,
+    is_cheap: impl Fn(&Work) -> bool,
+) -> Result<Option<Calibration>> {
+    let attack =
+        std::env::current_exe().ok().map(|plan| plan.with_file_name(format!("attack{}", std::env::consts::EXE_SUFFIX)));
     match attack.filter(|attack| attack.exists()) {
         Some(attack) => Calibration::of(&estimate::works(jobs), &attack, Path::new("data/cost"), is_cheap),
         None => Ok(None),
