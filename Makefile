@@ -3,6 +3,7 @@
 SCALE      ?= demo#             demo, cifar10 or paper: how large
 DATA_ROOT  ?=#                  folder of local images and weights (pipelines/sources/*.toml say which)
 SHARDS     ?= 1#                parts per attack
+JOBS       ?= 2#                jobs side by side, unless -j says so: one computes where the other waits for its last image
 RUN        ?=#                  put before finetune, fit and attack: RUN="srun --gres=gpu:1" with -j
 DEVICE     ?= auto#             auto, cpu or cuda
 PYTHON     ?= python3#          a Python with torch and torchvision, for bench-torch
@@ -16,7 +17,14 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 export RAYON_NUM_THREADS
 # The commands that need a device are told which; the others read this variable too, and must not ask for a GPU.
-unexport DEVICE
+unexport DEVICE MAKEFLAGS
+# What is asked for at every query is kept for the next, not given back to the system (glibc).
+export MALLOC_MMAP_THRESHOLD_ = 33554432
+export MALLOC_TRIM_THRESHOLD_ = 1073741824
+# Every job has all threads, and rows depend on none of this. Clusters and GPUs are asked for by hand.
+ifeq ($(MAKELEVEL)$(RUN)$(filter cuda,$(DEVICE))$(filter %cuda,$(BIN)),0)
+MAKEFLAGS += -j$(JOBS)
+endif
 
 FILES     := $(sort $(wildcard pipelines/*.toml))
 PIPELINES := $(FILES:pipelines/%.toml=%)
@@ -27,13 +35,16 @@ ifneq ($(filter-out help build fetch test lint bench bench-torch cuda gpu-check 
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
-	@$(PLAN)
+	@$(PLAN) $(patsubst %,--goals=%,$(filter $(PIPELINES),$(GOALS)))
+
+FIGURES := $(filter table% figure% theory,$(PIPELINES))
+GOALS    = $(patsubst all,$(PIPELINES),$(patsubst figures,$(FIGURES),$(MAKECMDGOALS)))
 
 .PHONY: all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
-figures: $(filter table% figure% theory,$(PIPELINES)) ## every figure and table of the paper
+figures: $(FIGURES) ## every figure and table of the paper
 
 # What a goal does not run is not compiled: `build` is the planner and the stages, build-NAME one program more.
 build: ## compile the planner and the stages; cargo alone knows what is stale
@@ -90,7 +101,7 @@ verify: build-inspect ## check the digests of every artifact's inputs and weight
 
 RATES = $(sort $(wildcard data/record/*/bench/engine.json)) $(sort $(wildcard data/record/*/gpu-check/gpu-check.json))
 
-cost: build ## queries, votes, training images and hours of every pipeline at SCALE, before and after what is saved
+cost: build ## queries, votes, training images and time of every pipeline at SCALE, before and after what is saved
 	@$(PLAN) --cost $(if $(strip $(RATES)),--rates $(RATES))
 
 list: build ## one command per line, in dependency layers: make list P=table1
@@ -108,4 +119,5 @@ help: ## this list
 	@echo; echo 'Variables, with their defaults:'
 	@sed -n 's/^\([A-Z_]*\) *?= *\([^#]*\)#* *\(.*\)/\1|\2|\3/p' Makefile | awk -F'|' '{ printf "  %-12s %-16s %s\n", $$1, $$2, $$3 }'
 	@echo; echo 'Pipelines, each a target:'
-	@$(foreach file,$(FILES),sed -n 's/^title *= *"\(.*\)"/  $(file:pipelines/%.toml=%)|\1/p' $(file) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }';)
+	@awk '/^title *= *"/ && !seen[FILENAME]++ { name = FILENAME; gsub(/.*\/|\.toml$$/, "", name); \
+	  gsub(/^title *= *"|"[^"]*$$/, ""); printf "  %-15s %s\n", name, $$0 }' $(FILES)

@@ -53,7 +53,7 @@ fn the_smoke_plan_reads_as_it_did() {
     insta::assert_snapshot!("smoke-rules", make::fragment(&plan, &options).unwrap());
     insta::assert_snapshot!("smoke-list", make::list(&plan, "smoke", &options).unwrap());
     let rates = Rates::read(&[root().join("data/record/2026-11-22/bench/engine.json")]).unwrap();
-    insta::assert_snapshot!("smoke-costs", costs::tables(&plan, &rates));
+    insta::assert_snapshot!("smoke-costs", costs::tables(&plan, &rates, None));
     let attack = plan.jobs.all().iter().find(|job| job.address.contains("rotation--pgd")).unwrap();
     insta::assert_json_snapshot!("smoke-attack", attack.params);
     let finetune = plan.jobs.all().iter().find(|job| job.stage == "finetune").unwrap();

@@ -5,7 +5,7 @@ use std::{
 };
 
 use artifact::{AttackRow, FinetuneRow, ReportRow};
-use pipeline_tests::Project;
+use pipeline_tests::{Project, pipelines};
 
 /// All rows of the attack tables, by folder and id.
 fn rows(project: &Project, parts: &str) -> BTreeMap<(PathBuf, u32, String, u32), AttackRow> {
@@ -216,6 +216,24 @@ fn help_lists_targets_variables_and_pipelines_without_building() {
         assert!(help.contains(word), "{word}:\n{help}");
     }
     assert!(!project.path().join("data").exists());
+}
+
+#[test]
+fn help_gives_each_pipeline_one_line_with_its_own_title() {
+    let help = Project::new().output(&["help"]);
+    let (_, listed) = help.split_once("Pipelines, each a target:\n").unwrap();
+    let listed: Vec<(&str, &str)> = listed.lines().map(|line| line.trim().split_once(' ').unwrap()).collect();
+    let title = |path: &PathBuf| {
+        let file: toml::Table = toml::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        file["title"].as_str().unwrap().to_owned()
+    };
+    let files = pipelines();
+    let expected: Vec<_> =
+        files.iter().map(|path| (path.file_stem().unwrap().to_string_lossy(), title(path))).collect();
+    assert_eq!(listed.len(), expected.len(), "{listed:?}");
+    for ((name, title), (file, expected)) in listed.into_iter().zip(expected) {
+        assert_eq!((name, title.trim()), (&*file, expected.as_str()));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use game::{Defense, Entry, Fraction, Goal, Gradient, Key, Norm, pullback};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -93,6 +94,15 @@ impl Entry for LogitMatching {
     }
 }
 
+game::vectorised! {
+    /// Adds noise and clips to `[0, 1]`.
+    fn add_clipped(pixels: &mut [f32], sigma: f64, noise: &[f32]) {
+        for (pixel, &noise) in pixels.iter_mut().zip(noise) {
+            *pixel = (f64::from(*pixel) + sigma * f64::from(noise)).clamp(0.0, 1.0) as f32;
+        }
+    }
+}
+
 /// The attack's noise before the victim's defense.
 #[derive(Debug)]
 struct Noisy<'a> {
@@ -105,13 +115,13 @@ impl Noisy<'_> {
     fn noisy(&self, x: &Tensor, keys: &[Key]) -> Result<(Tensor, Vec<Key>)> {
         let mut pixels = x.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         let size = pixels.len() / keys.len().max(1);
-        let mut noise = vec![0.0; size];
-        for (pixels, key) in pixels.chunks_mut(size.max(1)).zip(keys) {
-            key.at(0).fill_normal(&mut noise);
-            for (pixel, &noise) in pixels.iter_mut().zip(&noise) {
-                *pixel = (f64::from(*pixel) + self.sigma * f64::from(noise)).clamp(0.0, 1.0) as f32;
-            }
-        }
+        pixels.par_chunks_mut(size.max(1)).zip(keys).for_each_init(
+            || vec![0.0; size],
+            |noise, (pixels, key)| {
+                key.at(0).fill_normal(noise);
+                add_clipped(pixels, self.sigma, noise);
+            },
+        );
         let noisy = Tensor::from_vec(pixels, x.dims(), &candle_core::Device::Cpu)?.to_device(x.device())?;
         Ok((noisy, keys.iter().map(|key| key.at(1)).collect()))
     }

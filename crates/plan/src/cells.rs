@@ -17,7 +17,7 @@ use stage_sample::Sample;
 use stage_theory::Theory;
 
 use crate::{
-    Bill, Cost, Error, Jobs, Net, Options, Result, Sources, Work, figures,
+    Bill, Cost, Error, Jobs, Load, Net, Options, Result, Sources, Work, figures,
     file::{Kind, Pipeline, Table},
     jobs::Wanted,
     sources,
@@ -177,7 +177,7 @@ fn theory(pipeline: &Pipeline, mut params: stage_report::Params, jobs: &mut Jobs
         files: vec![],
         parts: 1,
         cost: Cost::default(),
-        network: None,
+        load: None,
     })?;
     params.theory = Some(TheoryTable { table: folder(&address) });
     Ok(Work { params, inputs: vec![address], apart: BTreeMap::new() })
@@ -363,25 +363,25 @@ impl Planner<'_> {
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
 
-        let net = Net::new(&network.model, images.side);
+        let bare = Load::bare(Net::new(&network.model, images.side));
         let mut inputs = vec![images.address, network.address.clone()];
         let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
         inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
         let detector = fitted.map(|(_, detector)| detector);
-        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref(), &net)?;
+        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref(), &bare)?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
             // The perturbation of a companion is no result, and what it does depends on no goal.
             let goal = stage_attack::Goal::Untargeted {};
             let companion = stage_attack::Params { attack: spec, goal, keep_delta: false, ..typed.clone() };
-            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref(), &net)?);
+            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref(), &bare)?);
         }
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
         let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
         let undefended =
-            undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &net)).transpose()?;
+            undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &bare)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
@@ -407,7 +407,7 @@ impl Planner<'_> {
         let read: Vec<String> = [network.address, none, noise, attack.clone()].into_iter().chain(undefended).collect();
         let mut alone = Bill::default();
         for job in self.jobs.closure(&read) {
-            alone.add(job.network.as_ref(), if job.address == attack { single } else { job.cost });
+            alone.add(job.load.as_ref(), if job.address == attack { single } else { job.cost });
         }
         Ok((cell, read, alone))
     }
@@ -450,7 +450,7 @@ impl Planner<'_> {
             files: place.files,
             parts: 1,
             cost: Cost::default(),
-            network: None,
+            load: None,
         })?;
         Ok(Images { address, count, side })
     }
@@ -554,12 +554,18 @@ impl Planner<'_> {
         typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
         let cut = typed.training.as_ref().and_then(|training| training.augment.random_crop);
+        let batch = typed.training.as_ref().map_or(0, |training| training.batch);
         let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
         if let Some(attack) = adversarial {
             check_size(attack, cut.or(side)).map_err(|reason| format!("{what}.adversarial: {reason}"))?;
             cost.forward_queries = cost.training_images * attack.cost().forward;
             cost.gradient_queries = cost.training_images * attack.cost().backward;
+            (cost.forward_at_least, cost.gradient_at_least) = (cost.forward_queries, cost.gradient_queries);
+            // The network is another one at each step.
+            cost.compilations = cost.training_images.div_ceil(batch.max(1) as u64);
         }
+        let mut load = Load { batch, ..Load::bare(Net::new(&model, cut.or(side))) };
+        load.defense = typed.defense.clone().unwrap_or(load.defense);
         let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let address = self.jobs.add(Wanted {
             stage: Finetune::NAME,
@@ -570,7 +576,7 @@ impl Planner<'_> {
             files,
             parts: 1,
             cost,
-            network: Some(Net::new(&model, cut.or(side))),
+            load: Some(load),
         })?;
         Ok(Network { address, model, training: typed.training })
     }
@@ -595,6 +601,7 @@ impl Planner<'_> {
         let (typed, params): (stage_fit::Params, Value) = typed(params).map_err(named)?;
         typed.check().map_err(named)?;
         let count = fewer(images.count, typed.limit);
+        let load = Load { inside: typed.inside.clone(), ..Load::bare(Net::new(&network.model, images.side)) };
         let evaluations = |images| images * (1 + u64::from(typed.detector.draws()));
         let address = self.jobs.add(Wanted {
             stage: Fit::NAME,
@@ -607,9 +614,10 @@ impl Planner<'_> {
             cost: Cost {
                 detector: count.map_or(0, evaluations),
                 unknown: u64::from(count.is_none()),
+                compilations: 1,
                 ..Cost::default()
             },
-            network: Some(Net::new(&network.model, images.side)),
+            load: Some(load),
         })?;
         Ok((address, typed.detector))
     }
@@ -620,9 +628,10 @@ impl Planner<'_> {
         inputs: &[String],
         count: Option<u64>,
         detector: Option<&Detector>,
-        net: &Net,
+        bare: &Load,
     ) -> Result<String, Trouble> {
         params.check()?;
+        let load = Load { inside: params.inside.clone(), defense: params.defense.clone(), ..bare.clone() };
         let address = self.jobs.add(Wanted {
             stage: Attack::NAME,
             revision: Attack::REVISION,
@@ -632,7 +641,7 @@ impl Planner<'_> {
             files: vec![],
             parts: self.options.shards,
             cost: cost(params, fewer(count, params.limit), detector),
-            network: Some(net.clone()),
+            load: Some(load),
         })?;
         Ok(address)
     }
@@ -743,13 +752,35 @@ fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&De
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
     let (fewest, most) = draws(params, detector);
     let votes = images * rounds * most;
+    let (all, steps) = (attack.cost(), attack.steps().last().map_or(1, |&steps| steps.max(1) as u64));
+    let first = |count: u64| if stops(&params.attack) { count.div_ceil(steps) } else { count };
     Cost {
-        forward_queries: images * attack.cost().forward,
-        gradient_queries: images * attack.cost().backward,
+        forward_queries: images * all.forward,
+        gradient_queries: images * all.backward,
+        forward_at_least: images * first(all.forward),
+        gradient_at_least: images * first(all.backward),
+        noise: images * noise(&params.attack),
+        compilations: 1,
         votes,
         votes_at_least: images * rounds * fewest,
         detector: votes * detector.map_or(0, |detector| detector.draws().into()),
         ..Cost::default()
+    }
+}
+
+/// Whether an attack may leave images before its last step.
+fn stops(attack: &attacks::Spec) -> bool {
+    value(attack).is_ok_and(|attack| attack["stop"]["rule"].as_str().is_some_and(|rule| rule != "none"))
+}
+
+/// How often an attack draws normal noise on one image, beside the defense.
+fn noise(attack: &attacks::Spec) -> u64 {
+    let cost = attack.cost();
+    match attack {
+        // One direction for two evaluations.
+        attacks::Spec::EvolutionStrategy(_) => cost.forward / 2,
+        attacks::Spec::LogitMatching(_) => cost.backward,
+        _ => 0,
     }
 }
 

@@ -3,6 +3,7 @@
 //! An image's rows depend on the parameters, the network and the image alone: its keys derive from its id, and neither
 //! the images beside it in a batch nor the shard that holds it matter.
 
+pub mod calibrate;
 mod cell;
 mod detect;
 mod metered;
