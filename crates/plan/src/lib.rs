@@ -10,6 +10,7 @@ pub mod figures;
 pub mod file;
 pub mod jobs;
 pub mod make;
+pub mod programs;
 pub mod rates;
 pub mod sources;
 

@@ -7,6 +7,7 @@ use std::{fmt, path::PathBuf};
 use nets::{Graph, Op, Spec};
 use serde::Deserialize;
 use serde_json::json;
+use trained::Model;
 
 use crate::{Error, Result};
 
@@ -15,8 +16,8 @@ use crate::{Error, Result};
 pub struct Net {
     /// Family and depth, as `resnet-50`.
     pub name: String,
-    /// The architecture.
-    pub spec: Spec,
+    /// The architecture; none of a program, of which nothing is known.
+    pub spec: Option<Spec>,
     /// Rows and columns of an image, where they are known.
     pub side: Option<u32>,
 }
@@ -28,7 +29,16 @@ impl Net {
         let table = json!(spec);
         let depth = table["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let name = format!("{}{depth}", table["name"].as_str().unwrap_or_default());
-        Self { name, spec: spec.clone(), side }
+        Self { name, spec: Some(spec.clone()), side }
+    }
+
+    /// A network of whatever kind.
+    #[must_use]
+    pub fn of(model: &Model, side: Option<u32>) -> Self {
+        match model {
+            Model::Graph(spec) => Self::new(spec, side),
+            Model::Program(program) => Self { name: program.slug(), spec: None, side },
+        }
     }
 
     /// The network that a recorded table calls so.
@@ -44,13 +54,13 @@ impl Net {
                 }
             }
         };
-        Some(Self { name: name.to_owned(), spec: serde_json::from_value(spec).ok()?, side: Some(side) })
+        Some(Self { name: name.to_owned(), spec: Some(serde_json::from_value(spec).ok()?), side: Some(side) })
     }
 
     /// Multiply-adds of the convolutions and linear layers for one image, forward; none where its size is not known.
     #[must_use]
     pub fn multiplications(&self) -> Option<u64> {
-        self.side.zip(self.spec.graph().ok()).map(|(side, graph)| multiplications(&graph, side as usize) as u64)
+        self.side.zip(self.spec.as_ref()?.graph().ok()).map(|(side, graph)| multiplications(&graph, side as usize) as u64)
     }
 }
 

@@ -22,7 +22,7 @@ impl Source {
     /// Finds the file, downloading it if it is on the hub, and checks its digest.
     pub fn open(init: &Init, ctx: &Context) -> anyhow::Result<Self> {
         let (path, wanted, new_head) = match init {
-            Init::Fresh {} => return Ok(Self::Fresh),
+            Init::Fresh {} | Init::Own {} => return Ok(Self::Fresh),
             Init::File { path, sha256, new_head } => (ctx.local(Path::new(path))?, sha256.as_deref(), *new_head),
             Init::Hub { repo, revision, file, sha256, new_head } => {
                 let file = File { kind: Kind::Model, repo, revision, path: file, sha256: sha256.as_deref() };

@@ -23,6 +23,8 @@ use stage::{
     images::{self, Images},
 };
 
+use trained::{Model, Programs};
+
 pub use params::{Augment, Init, Keep, Params, Training};
 
 use crate::{data::Data, init::Source, resume::Resume, store::Store, train::Run};
@@ -44,19 +46,56 @@ impl Stage for Finetune {
         if ctx.shard != Shard::WHOLE {
             return Err(Usage("training has no parts: leave --shard out".to_owned()).into());
         }
-        let graph = params.model.graph().map_err(|fault| Usage(format!("model: {fault}")))?;
+        let spec = match &params.model {
+            Model::Graph(spec) => spec,
+            Model::Program(program) => return own(params, program, ctx, out),
+        };
+        let graph = spec.graph().map_err(|fault| Usage(format!("model: {fault}")))?;
         let source = Source::open(&params.init, ctx)?;
         let images = ctx.of_kind(SampleRow::KIND).next().map(|_| images::read(ctx, Shard::WHOLE, None)).transpose()?;
         let augment = params.training.as_ref().map(|training| training.augment).unwrap_or_default();
         out.provenance_mut().facts.extend(facts(params, &source, images.as_ref(), augment));
         let metadata = metadata(params, &source);
+        let mut programs = Programs::default();
+        if let Some(defense) = &params.defense {
+            programs.start(defense, ctx)?;
+        }
+        programs.record(out.provenance_mut());
         let job = Job { params, ctx, graph, source, augment, metadata };
         match (&params.training, &images) {
-            (Some(training), Some(images)) => job.train(training, images, out),
+            (Some(training), Some(images)) => {
+                job.train(training, images, out).map_err(|error| programs.blame(error))
+            }
             (Some(_), None) => Err(Unfit("no `sample` table among the inputs: name one to train on".to_owned()).into()),
             (None, images) => job.import(images.as_ref(), out),
         }
     }
+}
+
+/// A program as the network: the table records what it is, as epoch 0, and has no weights.
+///
+/// The program is started once, so that what cannot run is told before anything waits for it.
+fn own(
+    params: &Params,
+    program: &game::Program,
+    ctx: &Context,
+    out: &mut Writer<FinetuneRow>,
+) -> anyhow::Result<()> {
+    let mut programs = Programs::default();
+    let client = programs.open("model", program, ctx)?;
+    let hello = client.hello();
+    if hello.classes.is_none() {
+        let line = program.line();
+        return Err(Unfit(format!("program `{line}`: it is no network; name it as `defense`")).into());
+    }
+    programs.record(out.provenance_mut());
+    let facts = &mut out.provenance_mut().facts;
+    facts.insert("model".to_owned(), json!(params.model));
+    if let Some([_, height, width]) = hello.shape {
+        facts.insert("height".to_owned(), json!(height));
+        facts.insert("width".to_owned(), json!(width));
+    }
+    Ok(out.push(&[FinetuneRow { best: true, ..store::row(0) }])?)
 }
 
 /// One run of the stage, its inputs opened.

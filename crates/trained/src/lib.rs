@@ -1,4 +1,10 @@
 //! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
+//!
+//! A network is an architecture of ours with weights, or a program that is started ([`Model`]). Programs among the defenses
+//! are started here, too ([`Programs`]).
+
+mod model;
+mod programs;
 
 use std::{ops::Range, sync::Arc};
 
@@ -10,6 +16,9 @@ use gpu::Halving;
 use nets::{Graph, Inside, Network, Precision, Weights, weights};
 use serde_json::Value;
 use stage::{Context, Epoch, Invalid, Table, Unfit, Usage, images::Images};
+
+pub use model::Model;
+pub use programs::Programs;
 
 /// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
 const PIXELS: usize = 400_000;
@@ -26,6 +35,13 @@ pub struct Trained {
     pub is_stochastic: bool,
     /// The finetune table.
     pub table: Table<FinetuneRow>,
+    /// The program that is the network, where it is one.
+    pub programs: Programs,
+    ours: Option<Ours>,
+}
+
+/// A network of ours.
+struct Ours {
     /// The network again, where it is planned for a GPU.
     plan: Option<Arc<DevicePlan>>,
     graph: Graph,
@@ -44,8 +60,9 @@ impl Trained {
     /// `precision`.
     ///
     /// # Errors
-    /// [`Usage`] if the device has no such precision; [`Unfit`] if there is no such table or epoch, the table does not name its network, or the weights are not those
-    /// it describes; [`Invalid`] if they are no numbers.
+    /// [`Usage`] if the device has no such precision, or a program is asked for one, or for something inside it; [`Unfit`] if
+    /// there is no such table or epoch, the table does not name its network, the weights are not those it describes, or a
+    /// program is not the one it describes; [`Invalid`] if weights are no numbers.
     pub fn open(epoch: Epoch, inside: Option<&Inside>, precision: Precision, ctx: &Context) -> anyhow::Result<Self> {
         if !gpu::offers(&ctx.device, precision) {
             let text = format!("precision: {} needs a GPU, and a program built with `make cuda`", precision.name());
@@ -55,7 +72,13 @@ impl Trained {
         let name = table.parts[0].path.display();
         let model = table.provenance().facts.get("model").cloned().unwrap_or(Value::Null);
         let foreign = |fault: String| Unfit(format!("{name}: does not name its network ({fault}); run finetune again"));
-        let spec: nets::Spec = serde_json::from_value(model).map_err(|fault| foreign(fault.to_string()))?;
+        let spec = match serde_json::from_value(model).map_err(|fault| foreign(fault.to_string()))? {
+            Model::Graph(spec) => spec,
+            Model::Program(program) => {
+                epoch.choose(&table.rows).map_err(|fault| Unfit(format!("{name}: {fault}")))?;
+                return Self::program(&program, table.clone(), inside, precision, ctx);
+            }
+        };
         let graph = spec.graph().map_err(|fault| foreign(fault.to_string()))?;
         let path = epoch.weights(&table)?;
         let mut weights =
@@ -65,7 +88,29 @@ impl Trained {
         }
         let graph = inside.map_or(graph.clone(), |inside| inside.apply(&graph));
         let (network, plan) = executor_in(&graph, &weights, &ctx.device, precision)?;
-        Ok(Self { network, is_stochastic: graph.is_stochastic(), table, plan, graph })
+        let (is_stochastic, programs) = (graph.is_stochastic(), Programs::default());
+        Ok(Self { network, is_stochastic, table, programs, ours: Some(Ours { plan, graph }) })
+    }
+
+    /// Starts the program that a finetune table names.
+    fn program(
+        program: &game::Program,
+        table: Table<FinetuneRow>,
+        inside: Option<&Inside>,
+        precision: Precision,
+        ctx: &Context,
+    ) -> anyhow::Result<Self> {
+        if inside.is_some() {
+            return Err(Usage("inside: nothing can be put into a program; leave it out".to_owned()).into());
+        }
+        if !precision.is_full() {
+            return Err(Usage("precision: a program computes as it will; leave it out".to_owned()).into());
+        }
+        let mut programs = Programs::default();
+        let client = programs.open("model", program, ctx)?;
+        let is_stochastic = client.hello().random;
+        let network = victim::Network::new(client).map_err(|fault| Unfit(fault.to_string()))?;
+        Ok(Self { network: Box::new(network), is_stochastic, table, programs, ours: None })
     }
 
     /// How many images of this size to evaluate together: on a GPU as many as its free memory is likely to hold.
@@ -73,12 +118,14 @@ impl Trained {
     /// # Errors
     /// If the device fails.
     pub fn batch(&self, images: &Images) -> candle_core::Result<usize> {
-        let Some(free) = gpu::free(self.network.device())? else { return Ok(batch_of(images.height * images.width)) };
-        let bytes = match &self.plan {
+        let usual = batch_of(images.height * images.width);
+        let Some(Ours { plan, graph }) = &self.ours else { return Ok(self.programs.batch().min(usual)) };
+        let Some(free) = gpu::free(self.network.device())? else { return Ok(usual) };
+        let bytes = match plan {
             // And what the defense and the attack keep of each image, some copies of it.
             Some(plan) => plan.bytes(images.height, images.width)? + (COPIES * 3 * images.height * images.width) as u64,
             // Of each number, the value and a gradient or a copy that waits for it, in f32.
-            None => 8 * self.graph.numbers(images.height, images.width) as u64,
+            None => 8 * graph.numbers(images.height, images.width) as u64,
         };
         let batch = gpu::batch(free, bytes);
         tracing::info!("{batch} images at a time: {} MiB free, about {} MiB each", free >> 20, bytes.div_ceil(1 << 20));

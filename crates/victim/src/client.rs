@@ -110,8 +110,8 @@ impl Client {
         let fault = |kind, reason: String| Fault { program: program.line(), kind, reason, last_words: Vec::new() };
         program.check().map_err(|reason| fault(Kind::Start, reason))?;
         let root = options.data_root.as_deref();
-        let files = files::verify(program, root).map_err(|reason| fault(Kind::Start, reason))?;
-        let command = files::command(program, root).map_err(|reason| fault(Kind::Start, reason))?;
+        let files = files::verify(program, root).map_err(|reason| fault(Kind::Start, reason.to_string()))?;
+        let command = files::command(program, root).map_err(|reason| fault(Kind::Start, reason.to_string()))?;
         let mut tries = 0;
         let (process, hello) = loop {
             match begin(program, &command, options) {

@@ -10,14 +10,25 @@ use std::{
 use game::Program;
 use sha2::{Digest as _, Sha256};
 
+/// Why the files of a program cannot be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileFault {
+    /// One is not there; on another machine it may be.
+    #[error("{0}")]
+    Missing(String),
+    /// One is there twice, cannot be read, or is another one than stated.
+    #[error("{0}")]
+    Wrong(String),
+}
+
 /// The files of a program, by the names its parameters give them: those that its command names, and those it lists.
 ///
 /// A relative name is below the current folder, where the program runs, or below the data root. A word of the command that is
 /// no file is taken for what it is; the first word is a file where it names a folder (`./mine`), and is looked up otherwise.
 ///
 /// # Errors
-/// One sentence: a listed file that is nowhere, or a name that means two different files.
-pub fn resolve(program: &Program, data_root: Option<&Path>) -> Result<Vec<(String, PathBuf)>, String> {
+/// A listed file that is nowhere, or a name that means two different files.
+pub fn resolve(program: &Program, data_root: Option<&Path>) -> Result<Vec<(String, PathBuf)>, FileFault> {
     let mut found: Vec<(String, PathBuf)> = Vec::new();
     let words = program.command.iter().enumerate().filter(|(place, word)| *place > 0 || word.contains('/'));
     for name in words.map(|(_, word)| word).chain(&program.files) {
@@ -30,7 +41,8 @@ pub fn resolve(program: &Program, data_root: Option<&Path>) -> Result<Vec<(Strin
         let path = match (here, below) {
             (Some(here), Some(below)) if differ(&here, &below) => {
                 let below = below.display();
-                return Err(format!("{name} is one file here and another one at {below}: write its whole path"));
+                let text = format!("{name} is one file here and another one at {below}: write its whole path");
+                return Err(FileFault::Wrong(text));
             }
             (Some(path), _) | (None, Some(path)) => path,
             (None, None) if listed => return Err(missing(name, data_root)),
@@ -41,9 +53,9 @@ pub fn resolve(program: &Program, data_root: Option<&Path>) -> Result<Vec<(Strin
     Ok(found)
 }
 
-fn missing(name: &str, data_root: Option<&Path>) -> String {
+fn missing(name: &str, data_root: Option<&Path>) -> FileFault {
     let below = data_root.map_or_else(|| "; DATA_ROOT is not set".to_owned(), |root| format!(" or {}", root.display()));
-    format!("files: there is no file {name} below the current folder{below}")
+    FileFault::Missing(format!("files: there is no file {name} below the current folder{below}"))
 }
 
 /// Whether two paths hold different files; what cannot be read differs.
@@ -55,30 +67,34 @@ fn differ(a: &Path, b: &Path) -> bool {
 /// SHA-256 in hexadecimal of a program's files, by the names its parameters give them.
 ///
 /// # Errors
-/// One sentence: a file that is missing, means two files, or cannot be read.
-pub fn digests(program: &Program, data_root: Option<&Path>) -> Result<BTreeMap<String, String>, String> {
+/// A file that is missing, means two files, or cannot be read.
+pub fn digests(program: &Program, data_root: Option<&Path>) -> Result<BTreeMap<String, String>, FileFault> {
     let digest = |(name, path): (String, PathBuf)| {
-        let digest = sha256(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let digest = sha256(&path).map_err(|error| FileFault::Wrong(format!("{}: {error}", path.display())))?;
         Ok((name, digest))
     };
     resolve(program, data_root)?.into_iter().map(digest).collect()
 }
 
 /// The command as it is started: names of files below the data root are whole paths.
-pub(crate) fn command(program: &Program, data_root: Option<&Path>) -> Result<Vec<PathBuf>, String> {
+pub(crate) fn command(program: &Program, data_root: Option<&Path>) -> Result<Vec<PathBuf>, FileFault> {
     let found = resolve(program, data_root)?;
     let path = |word: &String| found.iter().find(|(name, _)| name == word).map(|(_, path)| path.clone());
     Ok(program.command.iter().map(|word| path(word).unwrap_or_else(|| PathBuf::from(word))).collect())
 }
 
-/// Fails where a file is not the one that the parameters state.
-pub(crate) fn verify(program: &Program, data_root: Option<&Path>) -> Result<BTreeMap<String, String>, String> {
+/// The same, of files that are those which the parameters state.
+///
+/// # Errors
+/// As [`digests`], or a file that is another one.
+pub fn verify(program: &Program, data_root: Option<&Path>) -> Result<BTreeMap<String, String>, FileFault> {
     let found = digests(program, data_root)?;
     for (name, stated) in &program.digests {
         match found.get(name) {
             Some(digest) if digest.eq_ignore_ascii_case(stated) => {}
             Some(digest) => {
-                return Err(format!("{name} has changed: its SHA-256 is {digest}, not {stated}; run make again"));
+                let text = format!("{name} has changed: its SHA-256 is {digest}, not {stated}; run make again");
+                return Err(FileFault::Wrong(text));
             }
             None => return Err(missing(name, data_root)),
         }
@@ -120,19 +136,20 @@ mod tests {
         let stated = Program { digests: found.clone(), ..program(&["python3", "mine.py"], &["w.pt"]) };
         assert_eq!(verify(&stated, Some(root.path())), Ok(found));
         fs::write(root.path().join("mine.py"), "abcd").unwrap();
-        assert!(verify(&stated, Some(root.path())).unwrap_err().contains("mine.py has changed"));
+        assert!(verify(&stated, Some(root.path())).unwrap_err().to_string().contains("mine.py has changed"));
     }
 
     #[test]
     fn a_name_of_two_files_or_of_none_is_refused() {
         let root = tempfile::tempdir().unwrap();
-        let names = |error: String| assert!(error.contains("write its whole path"), "{error}");
+        let names = |error: FileFault| assert!(error.to_string().contains("write its whole path"), "{error}");
         // Tests run in the crate's folder.
         fs::write(root.path().join("Cargo.toml"), "another").unwrap();
         names(resolve(&program(&["x", "Cargo.toml"], &[]), Some(root.path())).unwrap_err());
         fs::copy("Cargo.toml", root.path().join("Cargo.toml")).unwrap();
         assert_eq!(resolve(&program(&["x", "Cargo.toml"], &[]), Some(root.path())).unwrap().len(), 1);
-        assert!(resolve(&program(&["x"], &["no/such.pt"]), None).unwrap_err().contains("no file no/such.pt"));
+        let error = resolve(&program(&["x"], &["no/such.pt"]), None).unwrap_err();
+        assert!(matches!(&error, FileFault::Missing(text) if text.contains("no file no/such.pt")), "{error}");
         assert!(resolve(&program(&["Cargo.toml", "nothing"], &[]), None).unwrap().is_empty());
     }
 }

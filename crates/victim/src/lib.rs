@@ -31,7 +31,7 @@ mod transformation;
 mod wire;
 
 pub use client::{Answer, Client, Options, Reduce};
-pub use files::{digests, resolve};
+pub use files::{FileFault, digests, resolve, verify};
 pub use hello::{Draws, Hello, VERSION};
 pub use network::Network;
 pub use process::{Fault, Kind};
