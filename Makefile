@@ -5,7 +5,9 @@ DATA_ROOT  ?=#                  folder of local images and weights (pipelines/so
 SHARDS     ?= 1#                parts per attack
 RUN        ?=#                  put before finetune, fit and attack: RUN="srun --gres=gpu:1" with -j
 DEVICE     ?= auto#             auto, cpu or cuda
-PYTHON     ?= python3#          a Python with torch and torchvision, for bench-torch
+PYTHON     ?= python3#          a Python with torch, for programs of yours, and torchvision, for bench-torch
+VICTIM_SECONDS ?=#              how long a program of yours may take for one answer: 600 unless set
+VICTIM_MEMORY ?=#               how many MiB of memory it may take: any number unless set
 QUICK      ?=#                  1: bench with fewer repeats, in minutes
 BIN        ?= target/release#   where the binaries are
 CARGOFLAGS ?=#                  passed on to cargo
@@ -14,7 +16,7 @@ BUILD      ?= cargo build --release $(CARGOFLAGS)
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-export RAYON_NUM_THREADS
+export RAYON_NUM_THREADS VICTIM_SECONDS VICTIM_MEMORY
 # The commands that need a device are told which; the others read this variable too, and must not ask for a GPU.
 unexport DEVICE
 
@@ -23,13 +25,13 @@ PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help new-defense build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
 	@$(PLAN)
 
-.PHONY: all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
+.PHONY: new-defense all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
@@ -48,6 +50,21 @@ define compile
 	@command -v cc >/dev/null || { echo 'make: no C compiler: install gcc or clang (Debian: build-essential)' >&2; exit 1; }
 	@$(BUILD) $(patsubst %,--bin %,$(1))
 endef
+endif
+
+TEMPLATE = crates/victim/template
+
+# Make takes LANG from the environment's locale, too: only the command line's is meant.
+new-defense: ## a defense of your own to start from: make new-defense NAME=mine LANG=python
+ifneq ($(if $(filter command,$(firstword $(origin LANG))),$(LANG),python),python)
+	@echo 'make: LANG=$(LANG): there is a template for python; other languages: crates/victim/PROTOCOL.md' >&2; exit 2
+else
+	@case '$(NAME)' in ''|*[!a-z0-9-]*|-*) echo 'make: name it in a-z, 0-9 and -: make new-defense NAME=mine LANG=python' >&2; exit 2;; esac
+	@for file in pipelines/$(NAME).py pipelines/$(NAME).toml; do \
+		if [ -e $$file ]; then echo "make: $$file is there already: take another NAME" >&2; exit 2; fi; done
+	@set -C; for kind in py toml; do \
+		sed 's|NAME|$(NAME)|g; s|"PYTHON"|"$(PYTHON)"|g' $(TEMPLATE)/NAME.$$kind > pipelines/$(NAME).$$kind; done
+	@echo 'pipelines/$(NAME).py is yours to write; $(PYTHON) pipelines/$(NAME).py asks it once, make $(NAME) attacks it.'
 endif
 
 test: ## run every test

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -89,6 +89,7 @@ pub struct Client {
     state: Mutex<State>,
     restarts: AtomicU64,
     requests: AtomicU64,
+    id: AtomicU32,
     fault: Mutex<Option<Fault>>,
 }
 
@@ -128,6 +129,7 @@ impl Client {
             command,
             files,
             hello,
+            id: AtomicU32::new(process.id()),
             state: Mutex::new(State { process: Some(process), last: 0, generation: 0 }),
             restarts: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -177,10 +179,10 @@ impl Client {
         self.lock().process.as_ref().and_then(Process::resident)
     }
 
-    /// The number of its process, while one runs.
+    /// The number of the process that was started last.
     #[must_use]
-    pub fn process_id(&self) -> Option<u32> {
-        self.lock().process.as_ref().map(Process::id)
+    pub fn process_id(&self) -> u32 {
+        self.id.load(Ordering::Relaxed)
     }
 
     /// Logits `(n m, k)`, f32, of the images `(n, c, h, w)`: `keys` are those of image after image's `m` draws.
@@ -276,6 +278,9 @@ impl Client {
             }
             (shape, kept) = (sides, keep.then_some(id));
             images.extend(pixels);
+        }
+        if parts.is_empty() {
+            shape = rows.sides.to_vec();
         }
         Ok((tensor(images, &[&[keys.len()], &shape[..]].concat())?, kept))
     }
@@ -400,6 +405,7 @@ impl Client {
         self.restarts.fetch_add(1, Ordering::Relaxed);
         state.generation += 1;
         let (process, hello) = begin(&self.program, &self.command, &self.options)?;
+        self.id.store(process.id(), Ordering::Relaxed);
         if hello != self.hello {
             let reason = "it says other things of itself than before: its files have changed while it ran".to_owned();
             let (program, kind) = (self.program.line(), Kind::Start);
