@@ -60,6 +60,7 @@ ifneq ($(if $(filter command,$(firstword $(origin LANG))),$(LANG),python),python
 	@echo 'make: LANG=$(LANG): there is a template for python; other languages: crates/victim/PROTOCOL.md' >&2; exit 2
 else
 	@case '$(NAME)' in ''|*[!a-z0-9-]*|-*) echo 'make: name it in a-z, 0-9 and -: make new-defense NAME=mine LANG=python' >&2; exit 2;; esac
+	@if grep -q '^$(NAME):' Makefile; then echo 'make: $(NAME) is a target: take another NAME' >&2; exit 2; fi
 	@for file in pipelines/$(NAME).py pipelines/$(NAME).toml; do \
 		if [ -e $$file ]; then echo "make: $$file is there already: take another NAME" >&2; exit 2; fi; done
 	@set -C; for kind in py toml; do \
