@@ -2,5 +2,6 @@
 
 mod paper;
 mod plans;
+mod programs;
 mod smoke;
 mod tidy;

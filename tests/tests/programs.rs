@@ -135,3 +135,73 @@ fn a_new_defense_runs_and_is_never_written_over() {
     project.write("pipelines/my-noise.toml", text);
     project.make(&["my-noise"]);
 }
+
+/// The cells of [`a_published_network_in_another_framework_is_attacked_as_ours_is`], by their place in the pipeline's axis.
+const CELLS: [&str; 4] = ["ours", "defended", "noise", "network"];
+
+#[test]
+#[expect(clippy::print_stderr, reason = "why a test is skipped, and what it has counted")]
+fn a_published_network_in_another_framework_is_attacked_as_ours_is() {
+    let Some(data) = pipeline_tests::data_root() else { return };
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    if !Command::new(&python).args(["-c", "import torch, numpy"]).output().is_ok_and(|output| output.status.success()) {
+        return eprintln!("skipped: no Python with torch and numpy (set PYTHON)");
+    }
+    let weights = data.join("weights/cifar10-resnet20.safetensors");
+    if !weights.exists() {
+        return eprintln!("skipped: no {}", weights.display());
+    }
+    let project = Project::new();
+    copy(&root().join("crates/victim"), &project.path().join("crates/victim"));
+    let (weights, noise) = (weights.display(), r#"{ name = "gaussian-noise", sigma = 0.1 }"#);
+    let program = |part: &str| {
+        let script = "crates/victim/examples/resnet20.py";
+        format!(r#"{{ name = "program", command = ["{python}", "{script}", "{weights}", "{part}"] }}"#)
+    };
+    for cell in CELLS {
+        let ours = "{ name = \"cifar-resnet\", depth = 20 }\nweights = { source = \"cifar10-resnet20\" }".to_owned();
+        let (model, defense) = match cell {
+            "ours" => (ours, noise.to_owned()),
+            "defended" => (program(cell), r#"{ name = "none" }"#.to_owned()),
+            "noise" => (ours, program(cell)),
+            _ => (program(cell), noise.to_owned()),
+        };
+        let text = pipeline(&model, &defense).replace("embedded-test\", limit = 6", "cifar10-test\", limit = 100");
+        let text = text.replace("step_size = \"4/255\", steps = [2]", "step_size = \"2/255\", steps = [10]");
+        let text = text.replace("eps = \"8/255\"", "eps = \"4/255\"");
+        project.write(&format!("pipelines/{cell}.toml"), text.replace("{ draws = 4 }", "{ draws = 20, stop = \"never\" }"));
+    }
+    let cells: Vec<&str> = CELLS.to_vec();
+    project.make(&[&cells[..], &[&format!("DATA_ROOT={}", data.display())]].concat());
+    let rows = |cell: &str, attack: &str| -> Vec<artifact::AttackRow> {
+        let start = format!("report--{cell}--r");
+        let plans = pipeline_tests::files(&project.path().join("data/plan/demo"), "json");
+        let named = |path: &&PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(&start);
+        let report = fs::read_to_string(plans.iter().find(named).unwrap()).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let folder = report["cells"][0][attack].as_str().unwrap();
+        artifact::read(&project.path().join(folder).join("part-0-of-1.parquet")).unwrap().1
+    };
+    let rate = |cell: &str, attack: &str| {
+        let wrong = |row: &artifact::AttackRow| row.votes.iter().filter(|vote| u32::from(**vote) != row.label).count();
+        let rows: Vec<_> = rows(cell, attack).into_iter().filter(|row| row.phase == "after").collect();
+        rows.iter().map(wrong).sum::<usize>() as f64 / rows.len() as f64 / 20.0
+    };
+    for attack in ["none", "attack"] {
+        let ours = rate("ours", attack);
+        // Images, not draws, are independent.
+        let error = (2.0 * ours * (1.0 - ours) / 100.0).sqrt();
+        for cell in &CELLS[1..] {
+            let theirs = rate(cell, attack);
+            eprintln!("{attack}: share of wrong votes {ours:.4} of ours, {theirs:.4} of {cell}; standard error {error:.4}");
+            assert!((ours - theirs).abs() < 3.0 * error, "{cell} {attack}");
+        }
+    }
+    // The same keys before any attack: where the draws are the same, votes differ by the rounding of a network.
+    for (cell, most) in [("noise", 0), ("network", 20)] {
+        let pairs = rows("ours", "none").into_iter().zip(rows(cell, "none"));
+        let differ: usize = pairs.map(|(a, b)| a.votes.iter().zip(&b.votes).filter(|(a, b)| a != b).count()).sum();
+        eprintln!("{cell}: {differ} of 4000 votes differ");
+        assert!(differ <= most, "{cell}: {differ} votes differ");
+    }
+}
