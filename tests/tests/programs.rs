@@ -131,7 +131,10 @@ fn a_new_defense_runs_and_is_never_written_over() {
     // Smaller, for a test.
     let text = text.replace("limit = 50", "limit = 4").replace("epochs = 12", "epochs = 1");
     let text = text.replace("{ source = \"embedded-train\" }", "{ source = \"embedded-train\", limit = 300 }");
-    let text = text.replace("steps = [20]", "steps = [2]").replace("draws = 10", "draws = 2").replace("draws = 30", "draws = 4");
+    let text = text
+        .replace("steps = [20]", "steps = [2]")
+        .replace("draws = 10", "draws = 2")
+        .replace("draws = 30", "draws = 4");
     project.write("pipelines/my-noise.toml", text);
     project.make(&["my-noise"]);
 }
@@ -169,7 +172,10 @@ fn a_published_network_in_another_framework_is_attacked_as_ours_is() {
         let text = pipeline(&model, &defense).replace("embedded-test\", limit = 6", "cifar10-test\", limit = 100");
         let text = text.replace("step_size = \"4/255\", steps = [2]", "step_size = \"2/255\", steps = [10]");
         let text = text.replace("eps = \"8/255\"", "eps = \"4/255\"");
-        project.write(&format!("pipelines/{cell}.toml"), text.replace("{ draws = 4 }", "{ draws = 20, stop = \"never\" }"));
+        project.write(
+            &format!("pipelines/{cell}.toml"),
+            text.replace("{ draws = 4 }", "{ draws = 20, stop = \"never\" }"),
+        );
     }
     let cells: Vec<&str> = CELLS.to_vec();
     project.make(&[&cells[..], &[&format!("DATA_ROOT={}", data.display())]].concat());
@@ -193,7 +199,9 @@ fn a_published_network_in_another_framework_is_attacked_as_ours_is() {
         let error = (2.0 * ours * (1.0 - ours) / 100.0).sqrt();
         for cell in &CELLS[1..] {
             let theirs = rate(cell, attack);
-            eprintln!("{attack}: share of wrong votes {ours:.4} of ours, {theirs:.4} of {cell}; standard error {error:.4}");
+            eprintln!(
+                "{attack}: share of wrong votes {ours:.4} of ours, {theirs:.4} of {cell}; standard error {error:.4}"
+            );
             assert!((ours - theirs).abs() < 3.0 * error, "{cell} {attack}");
         }
     }

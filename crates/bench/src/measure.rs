@@ -204,8 +204,7 @@ pub struct Beside {
 impl Beside {
     pub fn measure(plan: &Plan<'_>, work: Work, torch: &mut Torch) -> anyhow::Result<Self> {
         let case = Case::new(work)?;
-        let (weights, data) =
-            (plan.stages.folder.join(WEIGHTS), plan.stages.folder.join("data.safetensors"));
+        let (weights, data) = (plan.stages.folder.join(WEIGHTS), plan.stages.folder.join("data.safetensors"));
         case.save(&weights, &data)?;
         let mut ours = Ours::new(plan, &case)?;
         let variants = torch.open(&work, &weights, &data, plan.compile)?;

@@ -26,7 +26,13 @@ pub struct Program {
 
 impl Program {
     /// Starts the program; `folder` holds what it imports.
-    pub fn start(python: &str, folder: &Path, weights: &Path, images: Tensor, labels: Vec<u32>) -> anyhow::Result<Self> {
+    pub fn start(
+        python: &str,
+        folder: &Path,
+        weights: &Path,
+        images: Tensor,
+        labels: Vec<u32>,
+    ) -> anyhow::Result<Self> {
         fs::write(folder.join("victim.py"), HELPER)?;
         fs::write(folder.join("program.py"), SCRIPT)?;
         let script = folder.join("program.py");

@@ -59,7 +59,10 @@ fn is_exact(spec: &Spec) -> bool {
 fn the_catalogue_is_whole_and_its_examples_make_sense() {
     let bart = ["noise-injection", "gaussian-blur", "median-blur", "swirl", "quantisation", "fft"];
     let others = ["crop", "crop-resize", "resize-pad", "jpeg", "block-dct"];
-    assert_eq!(Spec::NAMES, [&["none", "gaussian-noise", "rotation"], &bart[..], &others[..], &["program", "stack"]].concat());
+    assert_eq!(
+        Spec::NAMES,
+        [&["none", "gaussian-noise", "rotation"], &bart[..], &others[..], &["program", "stack"]].concat()
+    );
     // What a program does is nobody's to test before it is started.
     for name in Spec::NAMES.iter().filter(|name| **name != "program") {
         assert!(Spec::examples().iter().any(|spec| spec.name() == *name), "{name} has no example");

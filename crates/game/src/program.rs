@@ -62,7 +62,8 @@ impl Program {
     pub fn slug(&self) -> String {
         let word = self.command.iter().rev().find(|word| !word.starts_with('-')).map_or("", String::as_str);
         let stem = word.rsplit('/').next().unwrap_or_default().split('.').next().unwrap_or_default();
-        let letters: String = stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(24).collect();
+        let letters: String =
+            stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(24).collect();
         if letters.is_empty() { "program".to_owned() } else { format!("program-{letters}") }
     }
 }

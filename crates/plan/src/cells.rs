@@ -18,10 +18,10 @@ use stage_theory::Theory;
 use trained::Model;
 
 use crate::{
-    Bill, Cost, Error, Jobs, Net, Options, Result, Sources, Work, figures, programs,
+    Bill, Cost, Error, Jobs, Net, Options, Result, Sources, Work, figures,
     file::{Kind, Pipeline, Table},
     jobs::Wanted,
-    sources,
+    programs, sources,
 };
 
 /// What a cell may set. The tables are typed by the stages they go to.
@@ -392,7 +392,13 @@ impl Planner<'_> {
         let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
         inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
         let detector = fitted.map(|(_, detector)| detector);
-        let planned = Planned { inputs: &inputs, count: images.count, detector: detector.as_ref(), net: &net, files: &network.files };
+        let planned = Planned {
+            inputs: &inputs,
+            count: images.count,
+            detector: detector.as_ref(),
+            net: &net,
+            files: &network.files,
+        };
         let attack = self.attack(&typed, &planned)?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
@@ -410,8 +416,9 @@ impl Planner<'_> {
             return Err(format!("{text}; leave `invariance` out, or name the transformation as `defense`").into());
         }
         let undefended = wanted.then(|| undefended(&typed));
-        let undefended =
-            undefended.map(|bare| self.attack(&bare, &Planned { inputs: &inputs[..2], detector: None, ..planned })).transpose()?;
+        let undefended = undefended
+            .map(|bare| self.attack(&bare, &Planned { inputs: &inputs[..2], detector: None, ..planned }))
+            .transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);

@@ -60,7 +60,9 @@ impl Net {
     /// Multiply-adds of the convolutions and linear layers for one image, forward; none where its size is not known.
     #[must_use]
     pub fn multiplications(&self) -> Option<u64> {
-        self.side.zip(self.spec.as_ref()?.graph().ok()).map(|(side, graph)| multiplications(&graph, side as usize) as u64)
+        self.side
+            .zip(self.spec.as_ref()?.graph().ok())
+            .map(|(side, graph)| multiplications(&graph, side as usize) as u64)
     }
 }
 

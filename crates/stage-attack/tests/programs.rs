@@ -107,7 +107,10 @@ fn a_program_is_attacked_as_a_network_is_and_parts_change_no_row() {
         assert_eq!((row.forward_queries, row.backward_queries), (3 * u64::from(row.step), 3 * u64::from(row.step)));
         assert!(row.linf > 0.0 && row.non_finite == 0 && (8..=15).contains(&row.votes.len()), "{row:?}");
     }
-    assert!(whole.iter().any(|row| row.votes.iter().any(|class| *class != row.votes[0])), "a program that draws is asked anew");
+    assert!(
+        whole.iter().any(|row| row.votes.iter().any(|class| *class != row.votes[0])),
+        "a program that draws is asked anew"
+    );
     let parts: Vec<Vec<AttackRow>> = (0..2)
         .map(|i| bench.attack(&format!("part-{i}"), &network, &pgd(none()), &["--shard", &format!("{i}/2")]))
         .collect();

@@ -63,9 +63,7 @@ impl Stage for Finetune {
         programs.record(out.provenance_mut());
         let job = Job { params, ctx, graph, source, augment, metadata };
         match (&params.training, &images) {
-            (Some(training), Some(images)) => {
-                job.train(training, images, out).map_err(|error| programs.blame(error))
-            }
+            (Some(training), Some(images)) => job.train(training, images, out).map_err(|error| programs.blame(error)),
             (Some(_), None) => Err(Unfit("no `sample` table among the inputs: name one to train on".to_owned()).into()),
             (None, images) => job.import(images.as_ref(), out),
         }
@@ -75,12 +73,7 @@ impl Stage for Finetune {
 /// A program as the network: the table records what it is, as epoch 0, and has no weights.
 ///
 /// The program is started once, so that what cannot run is told before anything waits for it.
-fn own(
-    params: &Params,
-    program: &game::Program,
-    ctx: &Context,
-    out: &mut Writer<FinetuneRow>,
-) -> anyhow::Result<()> {
+fn own(params: &Params, program: &game::Program, ctx: &Context, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
     let mut programs = Programs::default();
     let client = programs.open("model", program, ctx)?;
     let hello = client.hello();

@@ -159,7 +159,9 @@ impl Params {
             (Some(_), Init::Own {}) => {}
             (Some(_), _) => return Err("init: a program brings its own weights: init = { name = \"own\" }".to_owned()),
             (None, Init::Own {}) => {
-                return Err("init: only a program brings its own weights; take fresh, file, hub or finetuned".to_owned());
+                return Err(
+                    "init: only a program brings its own weights; take fresh, file, hub or finetuned".to_owned()
+                );
             }
             (None, _) => {}
         }

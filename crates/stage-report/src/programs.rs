@@ -15,7 +15,9 @@ pub fn notes(inputs: &[Input]) -> Vec<String> {
 fn note(program: &Value) -> String {
     let words = program["command"].as_array().map(Vec::as_slice).unwrap_or_default();
     let line = words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ");
-    format!("Draws of the program `{line}` depend on the whole batch: in other batches or parts its rows are other ones.")
+    format!(
+        "Draws of the program `{line}` depend on the whole batch: in other batches or parts its rows are other ones."
+    )
 }
 
 #[cfg(test)]

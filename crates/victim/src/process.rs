@@ -167,7 +167,9 @@ impl Process {
             }
             answered if answered == op => match &self.memory {
                 Some(memory) => reply.unshare(memory).map_err(wrong),
-                None if reply.facts.contains_key("shared") => Err(wrong("it shares memory that it was not given".into())),
+                None if reply.facts.contains_key("shared") => {
+                    Err(wrong("it shares memory that it was not given".into()))
+                }
                 None => Ok(reply),
             },
             other => Err(wrong(format!("its reply is to `{other:.40}`"))),
@@ -226,11 +228,17 @@ impl Process {
     /// Waits until a pipe can be used, and looks at the program meanwhile.
     fn wait(&mut self, fd: libc::c_int, events: libc::c_short, until: Instant, seconds: f64) -> Result<(), Failure> {
         loop {
-            let mut poll = libc::pollfd { fd, events, revents: 0 };
-            // SAFETY: one descriptor, open as long as this process has it.
-            let ready = unsafe { libc::poll(&raw mut poll, 1, TICK.as_millis() as libc::c_int) };
-            if ready > 0 {
+            let ready = |within: Duration| {
+                let mut poll = libc::pollfd { fd, events, revents: 0 };
+                // SAFETY: one descriptor, open as long as this process has it.
+                unsafe { libc::poll(&raw mut poll, 1, within.as_millis() as libc::c_int) > 0 }
+            };
+            if ready(TICK) {
                 return Ok(());
+            }
+            // Something that it has started may hold its pipes open: their end is not the only sign of its own.
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return if ready(Duration::ZERO) { Ok(()) } else { Err(self.died()) };
             }
             self.within_memory()?;
             if Instant::now() >= until {
@@ -290,7 +298,9 @@ impl Process {
 
     /// Closes its requests, which tells it to end, and kills what is left of it and of all it has started.
     fn end(&mut self, grace: Duration) {
-        self.requests.take();
+        if self.requests.take().is_none() {
+            return;
+        }
         if !grace.is_zero() {
             self.ended(grace);
         }

@@ -106,7 +106,8 @@ fn gradients_are_those_of_finite_differences_and_means_are_means() {
     assert_eq!((mean.gradient.dims(), each.gradient.dims()), (&[2, 3, 4, 4][..], &[6, 3, 4, 4][..]));
     let averaged = each.gradient.reshape((2, 3, 3, 4, 4)).unwrap().mean(1).unwrap();
     let direction = images(4).narrow(0, 2, 2).unwrap();
-    let step = |sign: f64| loss(&client.logits(&(&x + (&direction * (sign * 0.01)).unwrap()).unwrap(), &keys).unwrap()).0;
+    let step =
+        |sign: f64| loss(&client.logits(&(&x + (&direction * (sign * 0.01)).unwrap()).unwrap(), &keys).unwrap()).0;
     let slope = (step(1.0) - step(-1.0)) / 0.02 / 3.0;
     let product = (&mean.gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
     assert!((f64::from(product) - slope).abs() < 2e-3 * slope.abs(), "{product} {slope}");
@@ -179,8 +180,20 @@ fn images_are_brought_to_the_programs_range_and_back() {
 }
 
 const FAULTS: [&str; 14] = [
-    "die", "abort", "hang", "close", "nan", "infinity", "shape", "nothing", "number", "operation", "error", "garbage",
-    "length", "half",
+    "die",
+    "abort",
+    "hang",
+    "close",
+    "nan",
+    "infinity",
+    "shape",
+    "nothing",
+    "number",
+    "operation",
+    "error",
+    "garbage",
+    "length",
+    "half",
 ];
 
 fn patient(fault: &str) -> Options {
@@ -372,7 +385,8 @@ fn programs_killed_at_random_change_no_bit_of_an_attack() {
                 // SAFETY: a process of this test's own.
                 unsafe { libc::kill(client.process_id() as libc::pid_t, libc::SIGKILL) };
                 // A request may fail once: the next blow falls when the program is up again, and has answered some.
-                while !done.load(Ordering::Relaxed) && (client.restarts() == lives || client.requests() < requests + 5) {
+                while !done.load(Ordering::Relaxed) && (client.restarts() == lives || client.requests() < requests + 5)
+                {
                     thread::sleep(Duration::from_micros(50));
                 }
                 thread::sleep(Duration::from_micros(random.at(1).below(3000)));

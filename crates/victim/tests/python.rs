@@ -117,7 +117,10 @@ fn what_a_program_says_of_itself_is_there() {
     let module = start(python, "module");
     assert!(!module.hello().random && module.hello().batch == Some(5));
     let logits = module.logits(&images(12), &keys(12)).unwrap();
-    for (a, b) in row(&logits, 11).iter().zip(numbers(&module.logits(&images(12).narrow(0, 11, 1).unwrap(), &[Key::root(0)]).unwrap())) {
+    for (a, b) in row(&logits, 11)
+        .iter()
+        .zip(numbers(&module.logits(&images(12).narrow(0, 11, 1).unwrap(), &[Key::root(0)]).unwrap()))
+    {
         assert!((a - b).abs() < 1e-6);
     }
 }
@@ -198,7 +201,8 @@ fn a_function_that_is_none_is_told_by_its_own_words() {
     assert!(nowhere.to_string().contains("No such file"), "{nowhere}");
     // By hand, without anybody who asks.
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/python.py");
-    let output = Command::new(python).args([script.to_str().unwrap(), "rng"]).env_remove("VICTIM_FDS").output().unwrap();
+    let output =
+        Command::new(python).args([script.to_str().unwrap(), "rng"]).env_remove("VICTIM_FDS").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for part in ["logits (2, 10)", "the same key draws the same: True", "draws another: True", "model = { name"] {

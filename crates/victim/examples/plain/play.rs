@@ -102,7 +102,8 @@ fn noisy(request: &Message) -> Vec<Vec<f32>> {
 /// The weight of element `i` for class `k`.
 fn weight(i: usize, k: usize) -> f32 {
     // Some numbers in [-1/8, 1/8): the upper bits of products.
-    let bits = ((i as u32 + 1).wrapping_mul(0x9E37_79B9) ^ (k as u32 + 1).wrapping_mul(0x85EB_CA6B)).wrapping_mul(0xC2B2_AE35);
+    let bits =
+        ((i as u32 + 1).wrapping_mul(0x9E37_79B9) ^ (k as u32 + 1).wrapping_mul(0x85EB_CA6B)).wrapping_mul(0xC2B2_AE35);
     (bits >> 8) as f32 / (1 << 26) as f32 - 0.125
 }
 

@@ -87,7 +87,9 @@ fn fail(fault: &str, request: &Message, reply: Message, pipe: &mut Pipe) -> Mess
             process::Command::new("sleep").arg("60").spawn().unwrap();
             process::exit(0)
         }
-        "nan" | "infinity" => change(reply, |words| words[0] = if fault == "nan" { f32::NAN } else { f32::INFINITY }.to_bits()),
+        "nan" | "infinity" => {
+            change(reply, |words| words[0] = if fault == "nan" { f32::NAN } else { f32::INFINITY }.to_bits())
+        }
         "shape" => {
             let mut reply = reply;
             reply.tensors.values_mut().for_each(|tensor| {
