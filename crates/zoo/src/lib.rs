@@ -24,7 +24,7 @@ mod weights;
 pub use catalogue::names as architectures;
 pub use network::Zoo;
 pub use spec::{Invalid, Spec};
-pub use weights::{initialise, prepare};
+pub use weights::{initialise, parameters, prepare};
 
 /// A number of channels as the mobile networks round it: to the nearest multiple of 8, and not below nine tenths.
 fn round_channels(channels: f64) -> usize {

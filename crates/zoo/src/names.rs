@@ -227,9 +227,8 @@ fn torchvision_efficientnet(name: &str) -> Option<String> {
     let place: usize = place.parse().ok()?;
     if place == 0 || place == 8 {
         let (conv, norm) = if place == 0 { ("conv_stem", "bn1") } else { ("conv_head", "bn2") };
-        return Some(replaced(rest, &[]).split_once('.').map(|(layer, part)| {
-            format!("{}.{part}", if layer == "0" { conv } else { norm })
-        })?);
+        let (layer, part) = rest.split_once('.')?;
+        return Some(format!("{}.{part}", if layer == "0" { conv } else { norm }));
     }
     let stage = place - 1;
     let (block, rest) = rest.split_once('.')?;

@@ -13,7 +13,10 @@ use nets::{Weights, weights::Error};
 use crate::{Spec, catalogue::Family, names, resample, vit::Head};
 
 /// Every tensor that a network needs, by name and shape, in the order in which it asks for them.
-pub(crate) fn parameters(spec: &Spec) -> candle_core::Result<Vec<(String, Vec<usize>)>> {
+///
+/// # Errors
+/// If there is no such network.
+pub fn parameters(spec: &Spec) -> candle_core::Result<Vec<(String, Vec<usize>)>> {
     let asked = Arc::default();
     let builder = VarBuilder::from_backend(Box::new(Recorder(Arc::clone(&asked))), DType::F32, Device::Cpu);
     let family = spec.check().and_then(|()| spec.family()).map_err(candle_core::Error::msg)?;
