@@ -386,6 +386,9 @@ impl Planner<'_> {
         network.keeps(typed.epoch).map_err(|reason| format!("epoch: {reason}"))?;
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
+        if let (Some(spec), Some(side)) = (network.model.candle(), images.side) {
+            spec.fits(side as usize, side as usize).map_err(|fault| format!("sample: {fault}"))?;
+        }
 
         let net = Net::of(&network.model, images.side);
         let mut inputs = vec![images.address, network.address.clone()];
@@ -739,6 +742,7 @@ fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.
 fn check(attack: &stage_attack::Params, model: &Model, reading: &Reading) -> Result<(), String> {
+    model.takes(attack.inside.as_ref(), attack.precision)?;
     if let (Some(class), Some(classes)) = (attack.goal.target(), model.classes())
         && class as usize >= classes
     {
@@ -809,7 +813,7 @@ fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&De
 fn draws(params: &stage_attack::Params, detector: Option<&Detector>, net: &Net) -> (u64, u64) {
     let asked = u64::from(params.votes.draws);
     // Whether a program is random only it can say.
-    let certain = params.inside.is_none() && net.spec.is_some();
+    let certain = params.inside.is_none() && net.model.program().is_none();
     if params.defense.name() == "none" && certain && detector.is_none() {
         // Nothing is random: one draw stands for all.
         (1, 1)

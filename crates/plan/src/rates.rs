@@ -16,8 +16,8 @@ use crate::{Error, Result};
 pub struct Net {
     /// Family and depth, as `resnet-50`.
     pub name: String,
-    /// The architecture; none of a program, of which nothing is known.
-    pub spec: Option<Spec>,
+    /// The network itself.
+    pub model: Model,
     /// Rows and columns of an image, where they are known.
     pub side: Option<u32>,
 }
@@ -29,7 +29,7 @@ impl Net {
         let table = json!(spec);
         let depth = table["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let name = format!("{}{depth}", table["name"].as_str().unwrap_or_default());
-        Self { name, spec: Some(spec.clone()), side }
+        Self { name, model: Model::Graph(spec.clone()), side }
     }
 
     /// A network of whatever kind.
@@ -37,7 +37,7 @@ impl Net {
     pub fn of(model: &Model, side: Option<u32>) -> Self {
         match model {
             Model::Graph(spec) => Self::new(spec, side),
-            Model::Program(program) => Self { name: program.slug(), spec: None, side },
+            Model::Candle(_) | Model::Program(_) => Self { name: model.slug(), model: model.clone(), side },
         }
     }
 
@@ -54,15 +54,19 @@ impl Net {
                 }
             }
         };
-        Some(Self { name: name.to_owned(), spec: Some(serde_json::from_value(spec).ok()?), side: Some(side) })
+        Some(Self { name: name.to_owned(), model: serde_json::from_value(spec).ok()?, side: Some(side) })
     }
 
-    /// Multiply-adds of the convolutions and linear layers for one image, forward; none where its size is not known.
+    /// Multiply-adds of the convolutions and linear layers (and of attention) for one image, forward; none where its size is
+    /// not known, and of a program.
     #[must_use]
     pub fn multiplications(&self) -> Option<u64> {
-        self.side
-            .zip(self.spec.as_ref()?.graph().ok())
-            .map(|(side, graph)| multiplications(&graph, side as usize) as u64)
+        let side = self.side? as usize;
+        match &self.model {
+            Model::Graph(spec) => Some(multiplications(&spec.graph().ok()?, side) as u64),
+            Model::Candle(spec) => Some(spec.multiplications(side)),
+            Model::Program(_) => None,
+        }
     }
 }
 

@@ -66,6 +66,20 @@ impl Source {
     }
 }
 
+impl Source {
+    /// The weights of a network of candle's library, f32 on the CPU, under its own names.
+    pub fn candle(&self, spec: &zoo::Spec, params: &Params) -> anyhow::Result<Weights> {
+        let Self::File { path, .. } = self else {
+            return Ok(zoo::initialise(spec, Key::root(params.seed).phase(Phase::Init))?);
+        };
+        let mut weights = zoo::prepare(spec, weights::load(path).map_err(fault)?, path).map_err(fault)?;
+        for tensor in weights.values_mut() {
+            *tensor = tensor.to_dtype(DType::F32)?;
+        }
+        Ok(weights)
+    }
+}
+
 /// Puts fresh tensors in the place of the last layer's, whatever prefix the file's names have.
 fn replace_head(graph: &Graph, found: &mut Weights, fresh: Weights) {
     let head = graph.nodes.iter().rev().find_map(|node| match &node.op {

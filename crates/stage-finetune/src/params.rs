@@ -165,6 +165,9 @@ impl Params {
             }
             (None, _) => {}
         }
+        if let Some(spec) = self.model.candle() {
+            self.check_candle(spec)?;
+        }
         if let Some(defense) = &self.defense {
             defense.check().map_err(|fault| format!("defense: {fault}"))?;
         }
@@ -174,6 +177,23 @@ impl Params {
                 Err("defense: without training nothing passes it; add `training` or leave `defense` out".to_owned())
             }
             None => Ok(()),
+        }
+    }
+}
+
+impl Params {
+    /// A network of candle's library is imported as it is.
+    fn check_candle(&self, spec: &zoo::Spec) -> Result<(), String> {
+        let name = &spec.architecture;
+        if self.training.is_some() {
+            let text = "is attacked as it is imported, and not trained here; leave `training` out";
+            return Err(format!("training: `{name}` {text}, or take an architecture of our own, as `resnet`"));
+        }
+        match self.init {
+            Init::File { new_head: true, .. } | Init::Hub { new_head: true, .. } | Init::Finetuned { new_head: true, .. } => {
+                Err(format!("init.new_head: `{name}` is not trained here, and a fresh last layer knows nothing; leave it out"))
+            }
+            _ => Ok(()),
         }
     }
 }

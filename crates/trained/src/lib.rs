@@ -1,12 +1,12 @@
 //! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
 //!
-//! A network is an architecture of ours with weights, or a program that is started ([`Model`]). Programs among the defenses
+//! A network is an architecture of ours or of candle's library with weights, or a program that is started ([`Model`]). Programs among the defenses
 //! are started here, too ([`Programs`]).
 
 mod model;
 mod programs;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use artifact::FinetuneRow;
 use candle_core::{DType, Device};
@@ -38,6 +38,7 @@ pub struct Trained {
     /// The program that is the network, where it is one.
     pub programs: Programs,
     ours: Option<Ours>,
+    candle: Option<zoo::Spec>,
 }
 
 /// A network of ours.
@@ -74,6 +75,10 @@ impl Trained {
         let foreign = |fault: String| Unfit(format!("{name}: does not name its network ({fault}); run finetune again"));
         let spec = match serde_json::from_value(model).map_err(|fault| foreign(fault.to_string()))? {
             Model::Graph(spec) => spec,
+            Model::Candle(spec) => {
+                let path = epoch.weights(&table)?;
+                return Self::candle(spec, &path, table.clone(), inside, precision, ctx);
+            }
             Model::Program(program) => {
                 epoch.choose(&table.rows).map_err(|fault| Unfit(format!("{name}: {fault}")))?;
                 return Self::program(&program, table.clone(), inside, precision, ctx);
@@ -89,7 +94,23 @@ impl Trained {
         let graph = inside.map_or(graph.clone(), |inside| inside.apply(&graph));
         let (network, plan) = executor_in(&graph, &weights, &ctx.device, precision)?;
         let (is_stochastic, programs) = (graph.is_stochastic(), Programs::default());
-        Ok(Self { network, is_stochastic, table, programs, ours: Some(Ours { plan, graph }) })
+        Ok(Self { network, is_stochastic, table, programs, ours: Some(Ours { plan, graph }), candle: None })
+    }
+
+    /// Rebuilds a network of candle's library.
+    fn candle(
+        spec: zoo::Spec,
+        path: &Path,
+        table: Table<FinetuneRow>,
+        inside: Option<&Inside>,
+        precision: Precision,
+        ctx: &Context,
+    ) -> anyhow::Result<Self> {
+        Model::Candle(spec.clone()).takes(inside, precision).map_err(Usage)?;
+        let weights = weights::load(path).and_then(|found| zoo::prepare(&spec, found, path)).map_err(fault)?;
+        let network = candle(&spec, &weights, &ctx.device)?;
+        let programs = Programs::default();
+        Ok(Self { network, is_stochastic: false, table, programs, ours: None, candle: Some(spec) })
     }
 
     /// Starts the program that a finetune table names.
@@ -100,17 +121,12 @@ impl Trained {
         precision: Precision,
         ctx: &Context,
     ) -> anyhow::Result<Self> {
-        if inside.is_some() {
-            return Err(Usage("inside: nothing can be put into a program; leave it out".to_owned()).into());
-        }
-        if !precision.is_full() {
-            return Err(Usage("precision: a program computes as it will; leave it out".to_owned()).into());
-        }
+        Model::Program(program.clone()).takes(inside, precision).map_err(Usage)?;
         let mut programs = Programs::default();
         let client = programs.open("model", program, ctx)?;
         let is_stochastic = client.hello().random;
         let network = victim::Network::new(client).map_err(|fault| Unfit(fault.to_string()))?;
-        Ok(Self { network: Box::new(network), is_stochastic, table, programs, ours: None })
+        Ok(Self { network: Box::new(network), is_stochastic, table, programs, ours: None, candle: None })
     }
 
     /// How many images of this size to evaluate together: on a GPU as many as its free memory is likely to hold.
@@ -135,12 +151,15 @@ impl Trained {
     /// Checks that labels are classes of the network; warns where their names differ from those of its training images.
     ///
     /// # Errors
-    /// [`Unfit`] if there are more labels than classes.
+    /// [`Unfit`] if there are more labels than classes, or the network takes no images of this size.
     pub fn fits(&self, images: &Images) -> Result<(), Unfit> {
         let (name, classes) = (self.table.parts[0].path.display(), self.network.classes());
         if images.classes.len() > classes {
             let text = format!("{name}: a network of {classes} classes cannot be asked about {}", images.classes.len());
             return Err(Unfit(format!("{text}; name a sample of its classes")));
+        }
+        if let Some(spec) = &self.candle {
+            sizes(spec, images).map_err(|fault| Unfit(format!("{name}: {fault}")))?;
         }
         let names = self.table.provenance().facts.get("classes").cloned();
         let trained: Option<Vec<String>> = names.and_then(|names| serde_json::from_value(names).ok());
@@ -149,6 +168,34 @@ impl Trained {
         }
         Ok(())
     }
+}
+
+/// Checks that a network of candle's library takes images of this size; warns where it was trained on others.
+///
+/// # Errors
+/// One sentence with the mend.
+pub fn sizes(spec: &zoo::Spec, images: &Images) -> Result<(), String> {
+    let (height, width, side) = (images.height, images.width, spec.side);
+    spec.fits(height, width).map_err(|fault| fault.to_string())?;
+    if (height, width) != (side, side) {
+        let name = &spec.architecture;
+        tracing::warn!("`{name}` was trained on images of {side}x{side} pixels, and is asked about {height}x{width}");
+    }
+    Ok(())
+}
+
+/// What runs a network of candle's library: autograd, on every device.
+///
+/// # Errors
+/// If a tensor is missing or does not fit, or cannot be moved to the device.
+pub fn candle(spec: &zoo::Spec, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
+    let network = zoo::Zoo::new(spec, &single(weights)?, device)?;
+    Ok(if device.is_cpu() { Box::new(network) } else { Box::new(Halving::new(network)) })
+}
+
+/// The weights in single precision.
+fn single(weights: &Weights) -> candle_core::Result<Weights> {
+    weights.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(DType::F32)?))).collect()
 }
 
 /// How many images of so many pixels to evaluate together, on any device.
