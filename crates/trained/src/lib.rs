@@ -9,7 +9,7 @@ mod programs;
 use std::{ops::Range, path::Path, sync::Arc};
 
 use artifact::FinetuneRow;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use engine::DevicePlan;
 use game::Classifier;
 use gpu::Halving;
@@ -195,7 +195,8 @@ pub fn candle(spec: &zoo::Spec, weights: &Weights, device: &Device) -> candle_co
 
 /// The weights in single precision.
 fn single(weights: &Weights) -> candle_core::Result<Weights> {
-    weights.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(DType::F32)?))).collect()
+    let single = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+    weights.iter().map(|(name, tensor)| single(tensor).map(|tensor| (name.clone(), tensor))).collect()
 }
 
 /// How many images of so many pixels to evaluate together, on any device.

@@ -7,7 +7,7 @@ use nets::{
     ops::{Activation, Frozen, Window},
 };
 
-use crate::ops::{self, Map as _, Pointwise};
+use crate::ops::{self, Pointwise};
 
 /// A linear layer `{name}.weight` `(outputs, inputs)` and `{name}.bias` `(outputs)`.
 pub(crate) fn linear(inputs: usize, outputs: usize, vb: &VarBuilder<'_>) -> Result<ops::Linear> {
@@ -23,18 +23,6 @@ pub(crate) fn scaled(layer: ops::Linear, scale: &Tensor) -> Result<ops::Linear> 
 /// A layer normalisation over `channels`.
 pub(crate) fn layer_norm(channels: usize, vb: &VarBuilder<'_>) -> Result<ops::LayerNorm> {
     Ok(ops::LayerNorm { weight: vb.get(channels, "weight")?, bias: vb.get(channels, "bias")?, eps: 1e-6 })
-}
-
-impl Module for ops::Linear {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.apply(x)
-    }
-}
-
-impl Module for ops::LayerNorm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.apply(x)
-    }
 }
 
 /// What follows a convolution.

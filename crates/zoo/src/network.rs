@@ -45,7 +45,7 @@ impl Zoo {
         if !matches!(dtype, DType::F32 | DType::F64) {
             bail!("networks compute in f32 or f64, not {dtype:?}");
         }
-        let moved = |(name, tensor): (&String, &Tensor)| {
+        let moved = |(name, tensor): (&String, &Tensor)| -> Result<_> {
             Ok((name.clone(), tensor.detach().to_device(device)?.contiguous()?))
         };
         let tensors: HashMap<String, Tensor> = weights.iter().map(moved).collect::<Result<_>>()?;

@@ -13,7 +13,7 @@ fn small(name: &str) -> Spec {
             let patch = name.split("patch").nth(1).unwrap().split('-').next().unwrap();
             (2 * patch.parse::<usize>().unwrap(), 0.0625, 0.1)
         }
-        "convnext" | "convnextv2" => (64, 0.03, 0.1),
+        "convnext" | "convnextv2" => (64, 0.1, 0.1),
         "efficientnet" => (37, 0.1, 0.1),
         _ => (41, 0.1, 0.5),
     };
