@@ -39,7 +39,8 @@ rows = ["steps"]
 /// A project with a pipeline `tiny`, and random weights of an architecture.
 fn project(architecture: &str) -> Project {
     let project = Project::new();
-    let spec = format!(r#"{{"architecture": "{architecture}", "side": 32, "classes": 10, "width": 0.125, "depth": 0.25}}"#);
+    let spec =
+        format!(r#"{{"architecture": "{architecture}", "side": 32, "classes": 10, "width": 0.125, "depth": 0.25}}"#);
     let spec: zoo::Spec = serde_json::from_str(&spec).unwrap();
     let weights = zoo::initialise(&spec, Key::root(3).phase(Phase::Init)).unwrap();
     nets::weights::save(&project.path().join("tiny.safetensors"), &weights, &BTreeMap::new()).unwrap();
@@ -59,7 +60,10 @@ fn a_network_with_an_input_gradient_loses_to_pgd() {
         project.make(&["tiny", &root(&project)]);
         let tables = project.parts("finetune");
         let (provenance, rows) = artifact::read::<FinetuneRow>(&project.path().join(&tables[0])).unwrap();
-        assert_eq!((rows.len(), rows[0].epoch, provenance.facts["model"]["architecture"].as_str()), (1, 0, Some(architecture)));
+        assert_eq!(
+            (rows.len(), rows[0].epoch, provenance.facts["model"]["architecture"].as_str()),
+            (1, 0, Some(architecture))
+        );
         let of_pgd = |path: &&std::path::PathBuf| path.to_string_lossy().contains("--pgd--");
         let parts = project.parts("attack");
         let part = parts.iter().find(of_pgd).unwrap();
@@ -93,8 +97,10 @@ fn what_such_a_network_cannot_do_is_refused_before_anything_runs() {
         "[[axis]]",
         "[base.training]\nsample = { source = \"embedded-train\", limit = 100 }\nbatch = 10\n\n[[axis]]",
     );
-    let fresh = trained.replace("weights = { source = \"tiny\" }", "model = { name = \"candle\", architecture = \"convnext-atto\" }");
+    let fresh = trained
+        .replace("weights = { source = \"tiny\" }", "model = { name = \"candle\", architecture = \"convnext-atto\" }");
     assert!(plan(fresh).contains("`convnext-atto` is attacked as it is imported, and not trained here"));
-    let unknown = PIPELINE.replace("weights = { source = \"tiny\" }", "model = { name = \"candle\", architecture = \"vit_tiny\" }");
+    let unknown = PIPELINE
+        .replace("weights = { source = \"tiny\" }", "model = { name = \"candle\", architecture = \"vit_tiny\" }");
     assert!(plan(unknown).contains("vit-tiny-patch16-224"));
 }

@@ -96,12 +96,7 @@ fn own(params: &Params, program: &game::Program, ctx: &Context, out: &mut Writer
 }
 
 /// A network of candle's library, stored as epoch 0.
-fn candle(
-    params: &Params,
-    spec: &zoo::Spec,
-    ctx: &Context,
-    out: &mut Writer<FinetuneRow>,
-) -> anyhow::Result<()> {
+fn candle(params: &Params, spec: &zoo::Spec, ctx: &Context, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
     let source = Source::open(&params.init, ctx)?;
     let images = ctx.of_kind(SampleRow::KIND).next().map(|_| images::read(ctx, Shard::WHOLE, None)).transpose()?;
     if let Some(images) = &images {

@@ -190,9 +190,11 @@ impl Params {
             return Err(format!("training: `{name}` {text}, or take an architecture of our own, as `resnet`"));
         }
         match self.init {
-            Init::File { new_head: true, .. } | Init::Hub { new_head: true, .. } | Init::Finetuned { new_head: true, .. } => {
-                Err(format!("init.new_head: `{name}` is not trained here, and a fresh last layer knows nothing; leave it out"))
-            }
+            Init::File { new_head: true, .. }
+            | Init::Hub { new_head: true, .. }
+            | Init::Finetuned { new_head: true, .. } => Err(format!(
+                "init.new_head: `{name}` is not trained here, and a fresh last layer knows nothing; leave it out"
+            )),
             _ => Ok(()),
         }
     }

@@ -196,9 +196,8 @@ impl Run<'_> {
         let start = Instant::now();
         let defended = self.training.defend_validation;
         let network = Network::new(self.graph, weights, &self.ctx.device)?;
-        let right = evaluate(self.ctx, &network, &self.data, positions, |batch| {
-            self.data.validation(epoch, batch, defended)
-        })?;
+        let right =
+            evaluate(self.ctx, &network, &self.data, positions, |batch| self.data.validation(epoch, batch, defended))?;
         self.ctx.time("validation_images", positions.len() as u64, start.elapsed().as_secs_f64());
         Ok(Some(right))
     }

@@ -140,7 +140,8 @@ fn mobilenets() -> Vec<Entry> {
         ("medium", mobilenet::Config::medium(), 256),
         ("large", mobilenet::Config::large(), 384),
     ];
-    let of = |(size, config, side)| entry(format!("mobilenetv4-conv-{size}"), Family::MobileNet(config), side, IMAGENET);
+    let of =
+        |(size, config, side)| entry(format!("mobilenetv4-conv-{size}"), Family::MobileNet(config), side, IMAGENET);
     sizes.map(of).into()
 }
 

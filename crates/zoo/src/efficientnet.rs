@@ -127,7 +127,8 @@ impl Block {
         };
         let expand = || conv(Shape::dense(block.inputs, hidden, 1, 1), Act::Silu, first.0, first.1);
         let depthwise = Shape::depthwise(hidden, block.kernel, block.stride);
-        let (into, out_of) = (Shape::dense(hidden, block.squeezed(), 1, 1), Shape::dense(block.squeezed(), hidden, 1, 1));
+        let (into, out_of) =
+            (Shape::dense(hidden, block.squeezed(), 1, 1), Shape::dense(block.squeezed(), hidden, 1, 1));
         Ok(Self {
             expand: (block.expansion > 1).then(expand).transpose()?,
             depthwise: conv(depthwise, Act::Silu, second.0, second.1)?,

@@ -41,8 +41,14 @@ impl Config {
 
     /// Table 11 of the paper.
     pub fn small() -> Self {
-        let third =
-            [U(96, 5, 5, 2, 3), U(96, 0, 3, 1, 2), U(96, 0, 3, 1, 2), U(96, 0, 3, 1, 2), U(96, 0, 3, 1, 2), U(96, 3, 0, 1, 4)];
+        let third = [
+            U(96, 5, 5, 2, 3),
+            U(96, 0, 3, 1, 2),
+            U(96, 0, 3, 1, 2),
+            U(96, 0, 3, 1, 2),
+            U(96, 0, 3, 1, 2),
+            U(96, 3, 0, 1, 4),
+        ];
         let fourth = [
             U(128, 3, 3, 2, 6),
             U(128, 5, 5, 1, 4),
@@ -211,7 +217,8 @@ impl MobileNet {
         };
         let block = |(name, inputs, block): (String, usize, Block)| -> Result<_> {
             let layers = config.layers(inputs, block).into_iter();
-            let layers = layers.map(|(shape, act, of, norm)| conv(shape, act, format!("{name}.{of}"), format!("{name}.{norm}")));
+            let layers =
+                layers.map(|(shape, act, of, norm)| conv(shape, act, format!("{name}.{of}"), format!("{name}.{norm}")));
             Ok((layers.collect::<Result<Vec<_>>>()?, config.adds(inputs, block)))
         };
         let stem = Shape::dense(3, config.stem(), 3, 2);

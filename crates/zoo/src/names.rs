@@ -7,8 +7,19 @@ use crate::{catalogue::Family, efficientnet};
 
 /// What wraps a network's names in files.
 const PREFIXES: [&str; 13] = [
-    "module.", "1.module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "vit.", "deit.", "dinov2.",
-    "convnext.", "convnextv2.", "efficientnet.",
+    "module.",
+    "1.module.",
+    "model.",
+    "_orig_mod.",
+    "net.",
+    "network.",
+    "backbone.",
+    "vit.",
+    "deit.",
+    "dinov2.",
+    "convnext.",
+    "convnextv2.",
+    "efficientnet.",
 ];
 
 /// Ends of names that a file may hold and no network here needs: counters, and the token of masked patches.
@@ -18,11 +29,7 @@ const IGNORED: [&str; 2] = ["num_batches_tracked", "mask_token"];
 const PARTS: [&str; 3] = [".attn.q.", ".attn.k.", ".attn.v."];
 
 /// The tensors under timm's names, where those are known; fails where two stand for one parameter.
-pub(crate) fn rename(
-    family: &Family,
-    weights: Weights,
-    needed: &[(String, Vec<usize>)],
-) -> Result<Weights, String> {
+pub(crate) fn rename(family: &Family, weights: Weights, needed: &[(String, Vec<usize>)]) -> Result<Weights, String> {
     let needed: std::collections::BTreeSet<&str> = needed.iter().map(|(name, _)| name.as_str()).collect();
     let is_needed = |name: &str| {
         let whole = PARTS.iter().fold(name.to_owned(), |name, part| name.replace(part, ".attn.qkv."));
@@ -65,9 +72,10 @@ fn known(family: &Family, name: &str, needed: impl Fn(&str) -> bool) -> Option<S
         }
         let others: Vec<String> = match family {
             Family::Vit(_) => vec![hugging_vit(short), torchvision_vit(short)],
-            Family::Convnext(_) => {
-                [hugging_convnext(short), authors_convnext(short), torchvision_convnext(short)].into_iter().flatten().collect()
-            }
+            Family::Convnext(_) => [hugging_convnext(short), authors_convnext(short), torchvision_convnext(short)]
+                .into_iter()
+                .flatten()
+                .collect(),
             Family::EfficientNet(config) => {
                 [torchvision_efficientnet(short), keras_efficientnet(short, config)].into_iter().flatten().collect()
             }
@@ -148,10 +156,10 @@ const BLOCK: [(&str, &str); 6] = [
 ];
 
 fn in_block(name: &str) -> String {
-    BLOCK.iter().find(|(theirs, _)| name.starts_with(theirs)).map_or_else(
-        || name.to_owned(),
-        |(theirs, ours)| format!("{ours}{}", &name[theirs.len()..]),
-    )
+    BLOCK
+        .iter()
+        .find(|(theirs, _)| name.starts_with(theirs))
+        .map_or_else(|| name.to_owned(), |(theirs, ours)| format!("{ours}{}", &name[theirs.len()..]))
 }
 
 /// `ConvNextForImageClassification` and `ConvNextV2ForImageClassification`.
@@ -249,7 +257,13 @@ fn torchvision_efficientnet(name: &str) -> Option<String> {
 
 /// Those of `EfficientNet-PyTorch`, after Keras: blocks are counted through.
 fn keras_efficientnet(name: &str, config: &efficientnet::Config) -> Option<String> {
-    let layers = [("_conv_stem.", "conv_stem."), ("_bn0.", "bn1."), ("_conv_head.", "conv_head."), ("_bn1.", "bn2."), ("_fc.", "classifier.")];
+    let layers = [
+        ("_conv_stem.", "conv_stem."),
+        ("_bn0.", "bn1."),
+        ("_conv_head.", "conv_head."),
+        ("_bn1.", "bn2."),
+        ("_fc.", "classifier."),
+    ];
     if let Some(ours) =
         layers.iter().find_map(|(theirs, ours)| name.strip_prefix(theirs).map(|part| format!("{ours}{part}")))
     {

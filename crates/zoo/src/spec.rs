@@ -145,7 +145,9 @@ impl Spec {
         }
         if height.min(width) < family.smallest() {
             let least = family.smallest();
-            return Err(Invalid(format!("`{name}` needs images of at least {least} pixels a side, not {height}x{width}")));
+            return Err(Invalid(format!(
+                "`{name}` needs images of at least {least} pixels a side, not {height}x{width}"
+            )));
         }
         Ok(())
     }

@@ -94,11 +94,8 @@ fn told(architecture: &str, missing: &[String], wrong: &[String], left: &[String
         let more = if names.len() > 2 { format!(" and {} more", names.len() - 2) } else { String::new() };
         (!names.is_empty()).then(|| format!("{what}{}{more}", names[..names.len().min(2)].join(", ")))
     };
-    let parts = [
-        list("", wrong),
-        list(&format!("`{architecture}` also needs "), missing),
-        list("the file also holds ", left),
-    ];
+    let parts =
+        [list("", wrong), list(&format!("`{architecture}` also needs "), missing), list("the file also holds ", left)];
     parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 

@@ -48,7 +48,7 @@ impl Sizes {
         let (queries, keys) = (self.part(x, 0, head), self.part(x, 1, head));
         product([self.t, self.t, self.d], self.scale(), weights, self.t, queries, keys.transposed());
         for row in weights.chunks_exact_mut(self.t) {
-            let largest = row.iter().copied().fold(T::neg_infinity(), T::max);
+            let largest = row.iter().copied().fold(T::neg_infinity(), |a, b| if b > a { b } else { a });
             row.iter_mut().for_each(|w| *w = (*w - largest).exp());
             let total = T::of(1.0 / sum(row.len(), |i| row[i]));
             row.iter_mut().for_each(|w| *w *= total);

@@ -90,7 +90,8 @@ impl<M: Map> Run<M> {
         let Some((&n, dims)) = dims.split_first() else { bail!("{}: a number is no image", M::NAME) };
         let (size, out_size) = (dims.iter().product::<usize>(), self.0.shape(dims).iter().product::<usize>());
         let tensors: Vec<_> = self.0.parameters().into_iter().map(Tensor::storage_and_layout).collect();
-        let parameters: Vec<&[T]> = tensors.iter().map(|(storage, layout)| stored(storage, layout)).collect::<Result<_>>()?;
+        let parameters: Vec<&[T]> =
+            tensors.iter().map(|(storage, layout)| stored(storage, layout)).collect::<Result<_>>()?;
         if size == 0 || out_size == 0 || n == 0 {
             return Ok(vec![T::zero(); n * if dy.is_some() { size } else { out_size }]);
         }
@@ -167,7 +168,6 @@ pub(crate) fn sum<T: Element>(n: usize, f: impl Fn(usize) -> T) -> f64 {
     }
     lanes.iter().map(|lane| lane.wide()).sum::<f64>() + (whole..n).map(|i| f(i).wide()).sum::<f64>()
 }
-
 
 #[cfg(test)]
 mod tests;

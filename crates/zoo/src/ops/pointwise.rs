@@ -23,7 +23,11 @@ pub(crate) fn pointwise(x: &Tensor, function: Pointwise) -> Result<Tensor> {
 
 /// `erf(x)` in the number's own precision.
 fn erf<T: Element>(x: T) -> T {
-    if size_of::<T>() == size_of::<f32>() { T::of(libm::erff(x.wide() as f32).into()) } else { T::of(libm::erf(x.wide())) }
+    if size_of::<T>() == size_of::<f32>() {
+        T::of(libm::erff(x.wide() as f32).into())
+    } else {
+        T::of(libm::erf(x.wide()))
+    }
 }
 
 impl Pointwise {
@@ -39,7 +43,8 @@ impl Pointwise {
         match self {
             Self::Gelu => {
                 let area = T::of(0.5) * (T::one() + erf(x * T::of(std::f64::consts::FRAC_1_SQRT_2)));
-                let density = (T::of(-0.5) * x * x).exp() * T::of(0.5 * std::f64::consts::FRAC_1_SQRT_2 * std::f64::consts::FRAC_2_SQRT_PI);
+                let density = (T::of(-0.5) * x * x).exp()
+                    * T::of(0.5 * std::f64::consts::FRAC_1_SQRT_2 * std::f64::consts::FRAC_2_SQRT_PI);
                 area + x * density
             }
             Self::Silu => {

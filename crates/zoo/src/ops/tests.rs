@@ -26,7 +26,12 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
 }
 
-fn agree(what: &str, x: &Tensor, ours: impl Fn(&Tensor) -> Result<Tensor>, composed: impl Fn(&Tensor) -> Result<Tensor>) {
+fn agree(
+    what: &str,
+    x: &Tensor,
+    ours: impl Fn(&Tensor) -> Result<Tensor>,
+    composed: impl Fn(&Tensor) -> Result<Tensor>,
+) {
     let (ours, composed) = (run(x, ours), run(x, composed));
     let (forward, backward) = (distance(&ours.0, &composed.0), distance(&ours.1, &composed.1));
     assert!(forward < 1e-11 && backward < 1e-11, "{what}: {forward:e} forward, {backward:e} backward");

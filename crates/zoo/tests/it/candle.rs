@@ -40,11 +40,13 @@ impl SimpleBackend for Maker {
 fn distance<M: Module>(spec: &Spec, without: &'static str, build: impl FnOnce(VarBuilder<'_>) -> Result<M>) -> f64 {
     let made = Arc::<Mutex<Weights>>::default();
     let maker = Box::new(Maker { made: made.clone(), without });
-    let theirs = build(VarBuilder::from_backend(maker, DType::F32, &Device::Cpu)).unwrap();
+    let theirs = build(VarBuilder::from_backend(maker, DType::F32, Device::Cpu)).unwrap();
     let weights = made.lock().unwrap().clone();
-    let ours = Zoo::new(spec, &zoo::prepare(spec, weights, "candle.safetensors".as_ref()).unwrap(), &Device::Cpu).unwrap();
+    let ours =
+        Zoo::new(spec, &zoo::prepare(spec, weights, "candle.safetensors".as_ref()).unwrap(), &Device::Cpu).unwrap();
     let x = images(spec, 2).to_dtype(DType::F32).unwrap();
-    let part = |values: [f64; 3]| Tensor::new(&values.map(|v| v as f32), &Device::Cpu).unwrap().reshape((1, 3, 1, 1)).unwrap();
+    let part =
+        |values: [f64; 3]| Tensor::new(&values.map(|v| v as f32), &Device::Cpu).unwrap().reshape((1, 3, 1, 1)).unwrap();
     let normalised = x.broadcast_sub(&part(spec.mean)).unwrap().broadcast_div(&part(spec.std)).unwrap();
     let theirs = numbers(&theirs.forward(&normalised).unwrap());
     let ours = numbers(&ours.logits(&x, &[]).unwrap());
@@ -100,7 +102,8 @@ fn a_convnext_of_either_version_is_candles() {
 #[test]
 fn an_efficientnet_of_tensorflow_is_candles() {
     let config = efficientnet::MBConvConfig::b1();
-    let far = distance(&spec("tf-efficientnet-b1", 63), "nothing", |vb| efficientnet::EfficientNet::new(vb, config, 10));
+    let far =
+        distance(&spec("tf-efficientnet-b1", 63), "nothing", |vb| efficientnet::EfficientNet::new(vb, config, 10));
     assert!(far < 1e-4, "{far:e}");
 }
 

@@ -48,8 +48,13 @@ fn gradients_are_those_of_finite_differences_and_none_is_zero() {
 
 #[test]
 fn an_image_has_the_same_numbers_in_any_batch() {
-    for name in ["vit-tiny-patch16-224", "dinov2-small-patch14-224", "convnextv2-atto", "tf-efficientnet-b0", "mobilenetv4-conv-small"]
-    {
+    for name in [
+        "vit-tiny-patch16-224",
+        "dinov2-small-patch14-224",
+        "convnextv2-atto",
+        "tf-efficientnet-b0",
+        "mobilenetv4-conv-small",
+    ] {
         let spec = small(name);
         let single = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap();
         let weights = weights(&spec).into_iter().map(|(name, tensor)| (name, single(&tensor))).collect();

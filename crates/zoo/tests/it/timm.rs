@@ -41,7 +41,8 @@ fn logits_and_gradients_are_those_of_timm() {
 
 #[test]
 fn positions_of_dinov2_are_resampled_as_its_authors_do() {
-    let small = r#"{"architecture": "dinov2-small-patch14-224", "side": 42, "width": 0.015625, "depth": 0.1, "classes": 2}"#;
+    let small =
+        r#"{"architecture": "dinov2-small-patch14-224", "side": 42, "width": 0.015625, "depth": 0.1, "classes": 2}"#;
     let spec: Spec = serde_json::from_str(small).unwrap();
     let mut found = weights(&spec);
     let c = found["cls_token"].dims()[2];
