@@ -6,7 +6,9 @@ SHARDS     ?= 1#                parts per attack
 JOBS       ?= 2#                jobs side by side, unless -j says so: one computes where the other waits for its last image
 RUN        ?=#                  put before finetune, fit and attack: RUN="srun --gres=gpu:1" with -j
 DEVICE     ?= auto#             auto, cpu or cuda
-PYTHON     ?= python3#          a Python with torch and torchvision, for bench-torch
+PYTHON     ?= python3#          a Python with torch, for programs of yours, and torchvision, for bench-torch
+VICTIM_SECONDS ?=#              how long a program of yours may take for one answer: 600 unless set
+VICTIM_MEMORY ?=#               how many MiB of memory it may take: any number unless set
 QUICK      ?=#                  1: bench with fewer repeats, in minutes
 BIN        ?= target/release#   where the binaries are
 CARGOFLAGS ?=#                  passed on to cargo
@@ -15,7 +17,7 @@ BUILD      ?= cargo build --release $(CARGOFLAGS)
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-export RAYON_NUM_THREADS
+export RAYON_NUM_THREADS VICTIM_SECONDS VICTIM_MEMORY
 # The commands that need a device are told which; the others read this variable too, and must not ask for a GPU.
 unexport DEVICE MAKEFLAGS
 # What is asked for at every query is kept for the next, not given back to the system (glibc).
@@ -31,7 +33,7 @@ PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-ifneq ($(filter-out help build fetch test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help new-defense build fetch test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
@@ -40,7 +42,7 @@ data/plan/$(SCALE)/plan.mk: build
 FIGURES := $(filter table% figure% theory,$(PIPELINES))
 GOALS    = $(patsubst all,$(PIPELINES),$(patsubst figures,$(FIGURES),$(MAKECMDGOALS)))
 
-.PHONY: all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
+.PHONY: new-defense all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
@@ -65,6 +67,21 @@ endif
 .SECONDARY: fetch
 fetch: ## compile the one program that reaches a network; pipelines do so where a file of the hub is missing
 	@$(if $(strip $(BUILD)),cargo build --release --bin fetch $(CARGOFLAGS),:)
+TEMPLATE = crates/victim/template
+
+# Make takes LANG from the environment's locale, too: only the command line's is meant.
+new-defense: ## a defense of your own to start from: make new-defense NAME=mine LANG=python
+ifneq ($(if $(filter command,$(firstword $(origin LANG))),$(LANG),python),python)
+	@echo 'make: LANG=$(LANG): there is a template for python; other languages: crates/victim/PROTOCOL.md' >&2; exit 2
+else
+	@case '$(NAME)' in ''|*[!a-z0-9-]*|-*) echo 'make: name it in a-z, 0-9 and -: make new-defense NAME=mine LANG=python' >&2; exit 2;; esac
+	@if grep -q '^$(NAME):' Makefile; then echo 'make: $(NAME) is a target: take another NAME' >&2; exit 2; fi
+	@for file in pipelines/$(NAME).py pipelines/$(NAME).toml; do \
+		if [ -e $$file ]; then echo "make: $$file is there already: take another NAME" >&2; exit 2; fi; done
+	@set -C; for kind in py toml; do \
+		sed 's|NAME|$(NAME)|g; s|"PYTHON"|"$(PYTHON)"|g' $(TEMPLATE)/NAME.$$kind > pipelines/$(NAME).$$kind; done
+	@echo 'pipelines/$(NAME).py is yours to write; $(PYTHON) pipelines/$(NAME).py asks it once, make $(NAME) attacks it.'
+endif
 
 test: ## run every test
 	cargo test --release --workspace $(CARGOFLAGS)

@@ -157,6 +157,7 @@ class Work:
         self.kind, self.batch, self.draws = kind, batch, draws
         self.one = torch.get_num_threads() == 1
         self.data, self.skipped, self.nets, self.answers = tensors(data), {}, {}, {}
+        self.attacked = self.data["images"]
         build = self.train_variants if kind == "train" else self.frozen_variants
         for name, make in build(model, side, weights):
             if "compiled" in name and compile is not True:
@@ -178,6 +179,8 @@ class Work:
             return (torch.compile(whole) if compiled else whole), layout
 
         yield "eager", lambda: net(False, torch.contiguous_format)
+        if self.kind == "program":
+            return  # The program's own: what differs is who attacks it.
         yield "channels_last", lambda: net(False, LAST)
         yield "folded", lambda: net(True, torch.contiguous_format)
         yield "folded, channels_last", lambda: net(True, LAST)
@@ -205,6 +208,8 @@ class Work:
             return loss.detach()
         if self.kind == "votes":
             return self.vote(net, x[:1])
+        if self.kind == "program":
+            return self.step(net, x)
         if self.kind == "logits":
             # Compiled code does not know inference mode's tensors; no_grad is as fast.
             with torch.no_grad():
@@ -212,6 +217,16 @@ class Work:
         y = x.detach().requires_grad_()
         logits = net(y)
         return logits.detach(), torch.autograd.grad(logits, y, self.data["upstream"])[0]
+
+    def step(self, net, origin):
+        """A step of PGD against Gaussian noise, as one writes it by hand."""
+        x = self.attacked.detach().requires_grad_()
+        loss = F.cross_entropy(net(x + 0.25 * torch.randn_like(x)), self.data["labels"].long(), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        with torch.no_grad():
+            x = x + 2 / 255 * gradient.sign()
+            self.attacked = torch.min(torch.max(x, origin - 8 / 255), origin + 8 / 255).clamp_(0, 1)
+        return loss.detach()
 
     def vote(self, net, image):
         """The majority of every draw of Gaussian noise about one image, in batches."""

@@ -16,6 +16,9 @@ pub enum Kind {
     Votes,
     /// Forward, backward, and a step of AdamW; batch statistics.
     Train,
+    /// A step of PGD on PyTorch's network behind Gaussian noise, as a program that speaks the protocol `victim`; PyTorch's side
+    /// is the same in a loop by hand.
+    Program,
 }
 
 /// One row of the table.
@@ -45,6 +48,7 @@ impl Kind {
             Self::Logits => "logits",
             Self::Votes => "votes",
             Self::Train => "train",
+            Self::Program => "program",
         }
     }
 }
@@ -71,7 +75,9 @@ impl Work {
         let of = |kind| move |(model, side, batch)| Self { kind, model, side, batch, threads };
         let once = |kind, batch| Self { kind, model: "cifar-resnet-20", side: 32, batch, threads };
         let frozen = models.map(of(Kind::Gradient)).into_iter().chain(models.map(of(Kind::Logits)));
-        frozen.chain([once(Kind::Votes, 100), once(Kind::Train, 128)]).collect()
+        // One thread each: with several, a loop by hand and a program differ in what else runs.
+        let program = (threads == 1).then(|| once(Kind::Program, 100));
+        frozen.chain([once(Kind::Votes, 100), once(Kind::Train, 128)]).chain(program).collect()
     }
 
     /// The network, as parameters name it.

@@ -12,6 +12,7 @@ mod goal;
 mod interval;
 mod key;
 mod norm;
+mod program;
 mod vectorised;
 pub mod vote;
 
@@ -23,4 +24,5 @@ pub use goal::Goal;
 pub use interval::{Pairs, mcnemar, paired_difference, wilson, wilson_rate};
 pub use key::{Key, Phase, philox4x32_10};
 pub use norm::Norm;
+pub use program::Program;
 pub use vectorised::InstructionSet;

@@ -15,12 +15,13 @@ use stage_fit::Fit;
 use stage_report::{Cell, Claim, Protocol, Reading, RuleName, TheoryTable};
 use stage_sample::Sample;
 use stage_theory::Theory;
+use trained::Model;
 
 use crate::{
     Bill, Cost, Error, Jobs, Load, Net, Options, Result, Sources, Work, figures,
     file::{Kind, Pipeline, Table},
     jobs::Wanted,
-    sources,
+    programs, sources,
 };
 
 /// What a cell may set. The tables are typed by the stages they go to.
@@ -116,6 +117,15 @@ enum Trouble {
 impl From<String> for Trouble {
     fn from(reason: String) -> Self {
         Self::Wrong(reason)
+    }
+}
+
+impl From<victim::FileFault> for Trouble {
+    fn from(fault: victim::FileFault) -> Self {
+        match fault {
+            victim::FileFault::Missing(reason) => Self::Missing(reason),
+            victim::FileFault::Wrong(reason) => Self::Wrong(reason),
+        }
     }
 }
 
@@ -270,6 +280,17 @@ fn collection(
     Ok(Ok(Work { params, inputs, apart }))
 }
 
+/// What the attacks of a cell rest on.
+#[derive(Clone, Copy)]
+struct Planned<'a> {
+    inputs: &'a [String],
+    count: Option<u64>,
+    detector: Option<&'a Detector>,
+    bare: &'a Load,
+    /// Local files that the network reads.
+    files: &'a [PathBuf],
+}
+
 struct Planner<'a> {
     sources: &'a Sources,
     options: &'a Options,
@@ -297,8 +318,10 @@ struct Making {
 /// A planned network.
 struct Network {
     address: String,
-    model: nets::Spec,
+    model: Model,
     training: Option<Training>,
+    /// Local files that it reads whenever it runs: a program's.
+    files: Vec<PathBuf>,
 }
 
 impl Network {
@@ -330,7 +353,9 @@ impl Network {
 impl Planner<'_> {
     /// One cell's jobs; the cell as the report sees it, the addresses the report reads, and what it would cost by itself.
     fn cell(&mut self, base: &Table, pipeline: &Pipeline) -> Result<(Cell, Vec<String>, Bill), Trouble> {
-        let base: Base = read(Value::Object(base.clone()))?;
+        let mut base = Value::Object(base.clone());
+        programs::digest(&mut base, self.options.data_root.as_deref())?;
+        let base: Base = read(base)?;
         let reading = pipeline.readings.of(base.protocol);
         let images = self.sample("sample", &base.sample)?;
         let network = self.network(&base)?;
@@ -362,26 +387,42 @@ impl Planner<'_> {
         network.keeps(typed.epoch).map_err(|reason| format!("epoch: {reason}"))?;
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
+        if let (Some(spec), Some(side)) = (network.model.candle(), images.side) {
+            spec.fits(side as usize, side as usize).map_err(|fault| format!("sample: {fault}"))?;
+        }
 
-        let bare = Load::bare(Net::new(&network.model, images.side));
+        let bare = Load::bare(Net::of(&network.model, images.side));
         let mut inputs = vec![images.address, network.address.clone()];
         let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
         inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
         let detector = fitted.map(|(_, detector)| detector);
-        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref(), &bare)?;
+        let planned = Planned {
+            inputs: &inputs,
+            count: images.count,
+            detector: detector.as_ref(),
+            bare: &bare,
+            files: &network.files,
+        };
+        let attack = self.attack(&typed, &planned)?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
             // The perturbation of a companion is no result, and what it does depends on no goal.
             let goal = stage_attack::Goal::Untargeted {};
             let companion = stage_attack::Params { attack: spec, goal, keep_delta: false, ..typed.clone() };
-            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref(), &bare)?);
+            companions.push(self.attack(&companion, &planned)?);
         }
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
-        let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
-        let undefended =
-            undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &bare)).transpose()?;
+        let wanted = pipeline.readings.want_invariance(base.protocol);
+        if wanted && network.model.program().is_some() {
+            let text = "invariance: a program's own defense cannot be taken from it to ask the network without";
+            return Err(format!("{text}; leave `invariance` out, or name the transformation as `defense`").into());
+        }
+        let undefended = wanted.then(|| undefended(&typed));
+        let undefended = undefended
+            .map(|bare| self.attack(&bare, &Planned { inputs: &inputs[..2], detector: None, ..planned }))
+            .transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
@@ -403,7 +444,7 @@ impl Planner<'_> {
             finetune: folder(&network.address),
         };
         let single = stage_attack::Params { attack: single(&typed.attack, base.step)?, ..typed };
-        let single = cost(&single, fewer(images.count, single.limit), detector.as_ref());
+        let single = cost(&single, fewer(images.count, single.limit), detector.as_ref(), &net);
         let read: Vec<String> = [network.address, none, noise, attack.clone()].into_iter().chain(undefended).collect();
         let mut alone = Bill::default();
         for job in self.jobs.closure(&read) {
@@ -467,6 +508,9 @@ impl Planner<'_> {
             (None, None) => return Err("model: name an architecture, or weights that belong to one".to_owned().into()),
         };
         let model = architecture("model", spec)?;
+        if model.program().is_some() {
+            return self.own(base, model);
+        }
         let new_head = base.weights.as_ref().is_some_and(|used| used.new_head);
         let (init, files) = match found {
             Some((mut theirs, mut place)) => {
@@ -510,6 +554,22 @@ impl Planner<'_> {
         self.finetune(network.model, made)
     }
 
+    /// The finetune job of a program, which brings its own weights.
+    fn own(&mut self, base: &Base, model: Model) -> Result<Network, Trouble> {
+        let unfit = [
+            ("weights", base.weights.is_some()),
+            ("finetuned", base.finetuned),
+            ("inside", base.inside.is_some()),
+            ("precision", base.precision.is_some()),
+        ];
+        if let Some((name, _)) = unfit.into_iter().find(|(_, is_there)| *is_there) {
+            let text = "a program is attacked as it is, with its own weights";
+            return Err(format!("{name}: {text}; leave `{name}` out where the model is one").into());
+        }
+        let init = json!({"name": "own"});
+        self.finetune(model, Making { what: "model", init, recipe: None, defense: None, base: None, files: vec![] })
+    }
+
     /// Weights by name: their architecture and the first place that has them, or nothing where they are to be trained.
     fn find(&self, used: &UsedWeights) -> Result<Option<(Table, sources::Place)>, Trouble> {
         let weights = self.sources.weights(&used.source).map_err(|reason| format!("weights.source: {reason}"))?;
@@ -526,8 +586,8 @@ impl Planner<'_> {
     }
 
     /// One finetune job: an import without a recipe, otherwise training on the recipe's sample.
-    fn finetune(&mut self, model: nets::Spec, making: Making) -> Result<Network, Trouble> {
-        let Making { what, init, recipe, defense, base, files } = making;
+    fn finetune(&mut self, model: Model, making: Making) -> Result<Network, Trouble> {
+        let Making { what, init, recipe, defense, base, mut files } = making;
         let mut params = json!({"model": model, "init": init});
         let mut inputs: Vec<String> = base.into_iter().collect();
         let mut cost = Cost::default();
@@ -564,13 +624,15 @@ impl Planner<'_> {
             // The network is another one at each step.
             cost.compilations = cost.training_images.div_ceil(batch.max(1) as u64);
         }
-        let mut load = Load { batch, ..Load::bare(Net::new(&model, cut.or(side))) };
+        let mut load = Load { batch, ..Load::bare(Net::of(&model, cut.or(side))) };
         load.defense = typed.defense.clone().unwrap_or(load.defense);
-        let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
+        let root = self.options.data_root.as_deref();
+        files.extend(programs::files(&params, root)?);
+        let own = if model.program().is_some() { files.clone() } else { Vec::new() };
         let address = self.jobs.add(Wanted {
             stage: Finetune::NAME,
             revision: Finetune::REVISION,
-            slug: format!("{}{depth}", params["model"]["name"].as_str().unwrap_or_default()),
+            slug: model.slug(),
             params,
             inputs,
             files,
@@ -578,7 +640,7 @@ impl Planner<'_> {
             cost,
             load: Some(load),
         })?;
-        Ok(Network { address, model, training: typed.training })
+        Ok(Network { address, model, training: typed.training, files: own })
     }
 
     /// The fit job of a cell's detector, to the network that is attacked; its address, and the detector.
@@ -609,7 +671,7 @@ impl Planner<'_> {
             slug: typed.detector.name().to_owned(),
             params,
             inputs: vec![images.address, network.address.clone()],
-            files: vec![],
+            files: network.files.clone(),
             parts: 1,
             cost: Cost {
                 detector: count.map_or(0, evaluations),
@@ -622,25 +684,24 @@ impl Planner<'_> {
         Ok((address, typed.detector))
     }
 
-    fn attack(
-        &mut self,
-        params: &stage_attack::Params,
-        inputs: &[String],
-        count: Option<u64>,
-        detector: Option<&Detector>,
-        bare: &Load,
-    ) -> Result<String, Trouble> {
+    fn attack(&mut self, params: &stage_attack::Params, planned: &Planned<'_>) -> Result<String, Trouble> {
         params.check()?;
+        let Planned { inputs, count, detector, bare, files } = *planned;
+        let json = value(params)?;
+        let mut files = files.to_vec();
+        files.extend(programs::files(&json, self.options.data_root.as_deref())?);
+        files.sort();
+        files.dedup();
         let load = Load { inside: params.inside.clone(), defense: params.defense.clone(), ..bare.clone() };
         let address = self.jobs.add(Wanted {
             stage: Attack::NAME,
             revision: Attack::REVISION,
             slug: format!("{}--{}", defended(params, detector), params.attack.slug()),
-            params: value(params)?,
+            params: json,
             inputs: inputs.to_vec(),
-            files: vec![],
+            files,
             parts: self.options.shards,
-            cost: cost(params, fewer(count, params.limit), detector),
+            cost: cost(params, fewer(count, params.limit), detector, &bare.net),
             load: Some(load),
         })?;
         Ok(address)
@@ -666,9 +727,9 @@ fn value<T: Serialize>(typed: &T) -> Result<Value, String> {
     serde_json::to_value(typed).map_err(|error| error.to_string())
 }
 
-fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
-    let (model, _): (nets::Spec, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
-    model.graph().map_err(|reason| format!("{what}: {reason}"))?;
+fn architecture(what: &str, spec: Value) -> Result<Model, String> {
+    let (model, _): (Model, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
+    model.check().map_err(|reason| format!("{what}: {reason}"))?;
     Ok(model)
 }
 
@@ -691,11 +752,12 @@ fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
 }
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.
-fn check(attack: &stage_attack::Params, model: &nets::Spec, reading: &Reading) -> Result<(), String> {
-    if let Some(class) = attack.goal.target()
-        && class as usize >= model.classes()
+fn check(attack: &stage_attack::Params, model: &Model, reading: &Reading) -> Result<(), String> {
+    model.takes(attack.inside.as_ref(), attack.precision)?;
+    if let (Some(class), Some(classes)) = (attack.goal.target(), model.classes())
+        && class as usize >= classes
     {
-        return Err(format!("goal.class: the network knows the classes 0 to {}, not {class}", model.classes() - 1));
+        return Err(format!("goal.class: the network knows the classes 0 to {}, not {class}", classes - 1));
     }
     for rule in std::iter::once(&reading.rule).chain(&reading.more_rules) {
         if let Some(n) = rule.n.filter(|n| *n == 0 || *n > attack.votes.draws) {
@@ -746,11 +808,11 @@ fn defended(params: &stage_attack::Params, detector: Option<&Detector>) -> Strin
 }
 
 /// Votes are taken after every snapshot, and by the attack `none` before it too; a detector looks at each.
-fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&Detector>) -> Cost {
+fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&Detector>, net: &Net) -> Cost {
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
-    let (fewest, most) = draws(params, detector);
+    let (fewest, most) = draws(params, detector, net);
     let votes = images * rounds * most;
     let (all, steps) = (attack.cost(), attack.steps().last().map_or(1, |&steps| steps.max(1) as u64));
     let first = |count: u64| if stops(&params.attack) { count.div_ceil(steps) } else { count };
@@ -786,9 +848,11 @@ fn noise(attack: &attacks::Spec) -> u64 {
 
 /// The fewest and the most evaluations of the network that one vote takes: half of the draws settle a tie in favour of the
 /// first class.
-fn draws(params: &stage_attack::Params, detector: Option<&Detector>) -> (u64, u64) {
+fn draws(params: &stage_attack::Params, detector: Option<&Detector>, net: &Net) -> (u64, u64) {
     let asked = u64::from(params.votes.draws);
-    if params.defense.name() == "none" && params.inside.is_none() && detector.is_none() {
+    // Whether a program is random only it can say.
+    let certain = params.inside.is_none() && net.model.program().is_none();
+    if params.defense.name() == "none" && certain && detector.is_none() {
         // Nothing is random: one draw stands for all.
         (1, 1)
     } else if params.votes.stop == stage_attack::Stop::Never || params.keep_logits || detector.is_some() {

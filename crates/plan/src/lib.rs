@@ -16,6 +16,7 @@ pub mod folders;
 pub mod jobs;
 mod load;
 pub mod make;
+pub mod programs;
 pub mod rates;
 pub mod sources;
 

@@ -26,8 +26,10 @@ impl Load {
         Self { net, inside: None, defense: Identity {}.into(), batch: 0 }
     }
 
+    /// The network, where it is a graph of ours: others are no program's to measure beforehand.
     fn network(&self) -> Option<Network> {
-        Some(Network { model: self.net.spec.clone(), inside: self.inside.clone(), side: self.net.side? })
+        let trained::Model::Graph(model) = &self.net.model else { return None };
+        Some(Network { model: model.clone(), inside: self.inside.clone(), side: self.net.side? })
     }
 
     /// One forward evaluation.

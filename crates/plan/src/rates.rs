@@ -7,6 +7,7 @@ use std::{fmt, path::PathBuf};
 use nets::{Graph, Op, Spec};
 use serde::Deserialize;
 use serde_json::json;
+use trained::Model;
 
 use crate::{Error, Result};
 
@@ -15,8 +16,8 @@ use crate::{Error, Result};
 pub struct Net {
     /// Family and depth, as `resnet-50`.
     pub name: String,
-    /// The architecture.
-    pub spec: Spec,
+    /// The network itself.
+    pub model: Model,
     /// Rows and columns of an image, where they are known.
     pub side: Option<u32>,
 }
@@ -29,7 +30,16 @@ impl Net {
         let depth = table["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
         let variant = table["variant"].as_u64().map(|variant| variant.to_string()).unwrap_or_default();
         let name = format!("{}{depth}{variant}", table["name"].as_str().unwrap_or_default());
-        Self { name, spec: spec.clone(), side }
+        Self { name, model: Model::Graph(spec.clone()), side }
+    }
+
+    /// A network of whatever kind.
+    #[must_use]
+    pub fn of(model: &Model, side: Option<u32>) -> Self {
+        match model {
+            Model::Graph(spec) => Self::new(spec, side),
+            Model::Candle(_) | Model::Program(_) => Self { name: model.slug(), model: model.clone(), side },
+        }
     }
 
     /// The network that a recorded table calls so.
@@ -47,13 +57,19 @@ impl Net {
                 }
             }
         };
-        Some(Self { name: name.to_owned(), spec: serde_json::from_value(spec).ok()?, side: Some(side) })
+        Some(Self { name: name.to_owned(), model: serde_json::from_value(spec).ok()?, side: Some(side) })
     }
 
-    /// Multiply-adds of the convolutions and linear layers for one image, forward; none where its size is not known.
+    /// Multiply-adds of the convolutions and linear layers (and of attention) for one image, forward; none where its size is
+    /// not known, and of a program.
     #[must_use]
     pub fn multiplications(&self) -> Option<u64> {
-        self.side.zip(self.spec.graph().ok()).map(|(side, graph)| multiplications(&graph, side as usize) as u64)
+        let side = self.side? as usize;
+        match &self.model {
+            Model::Graph(spec) => Some(multiplications(&spec.graph().ok()?, side) as u64),
+            Model::Candle(spec) => Some(spec.multiplications(side)),
+            Model::Program(_) => None,
+        }
     }
 }
 

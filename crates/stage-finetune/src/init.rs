@@ -23,7 +23,7 @@ impl Source {
     /// Finds the file, in the hub's cache if it is the hub's, and checks its digest.
     pub fn open(init: &Init, ctx: &Context) -> anyhow::Result<Self> {
         let (path, wanted, key, new_head) = match init {
-            Init::Fresh {} => return Ok(Self::Fresh),
+            Init::Fresh {} | Init::Own {} => return Ok(Self::Fresh),
             Init::File { path, sha256, key, new_head } => {
                 (ctx.local(Path::new(path))?, sha256.as_deref(), key.clone(), *new_head)
             }
@@ -76,6 +76,20 @@ impl Source {
         if *new_head {
             weights.extend(fresh()?.into_iter().filter(|(name, _)| !weights.contains_key(name)).collect::<Vec<_>>());
         }
+        for tensor in weights.values_mut() {
+            *tensor = tensor.to_dtype(DType::F32)?;
+        }
+        Ok(weights)
+    }
+}
+
+impl Source {
+    /// The weights of a network of candle's library, f32 on the CPU, under its own names.
+    pub fn candle(&self, spec: &zoo::Spec, params: &Params) -> anyhow::Result<Weights> {
+        let Self::File { path, .. } = self else {
+            return Ok(zoo::initialise(spec, Key::root(params.seed).phase(Phase::Init))?);
+        };
+        let mut weights = zoo::prepare(spec, weights::load(path).map_err(fault)?, path).map_err(fault)?;
         for tensor in weights.values_mut() {
             *tensor = tensor.to_dtype(DType::F32)?;
         }

@@ -2,13 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 use stage::Epoch;
+use trained::Model;
 
 /// Parameters of the stage `finetune`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The architecture.
-    pub model: nets::Spec,
+    /// The network.
+    pub model: Model,
     /// The weights to start from.
     pub init: Init,
     /// How to train; without it the initial weights are stored as epoch 0.
@@ -28,6 +29,8 @@ pub struct Params {
 pub enum Init {
     /// Drawn from the seed.
     Fresh {},
+    /// A program's own: it brings them with it, and the table has none.
+    Own {},
     /// A local file: safetensors, or a torch checkpoint of any layout, read without executing code.
     File {
         /// Absolute, or below the data root.
@@ -171,7 +174,23 @@ impl Params {
         {
             return Err(format!("init.sha256: `{digest}` is no SHA-256; write 64 hexadecimal digits"));
         }
-        self.model.graph().map_err(|fault| format!("model: {fault}"))?;
+        self.model.check().map_err(|fault| format!("model: {fault}"))?;
+        match (self.model.program(), &self.init) {
+            (Some(_), Init::Own {}) if self.training.is_some() => {
+                return Err("training: a program brings its own weights; leave `training` out".to_owned());
+            }
+            (Some(_), Init::Own {}) => {}
+            (Some(_), _) => return Err("init: a program brings its own weights: init = { name = \"own\" }".to_owned()),
+            (None, Init::Own {}) => {
+                return Err(
+                    "init: only a program brings its own weights; take fresh, file, hub or finetuned".to_owned()
+                );
+            }
+            (None, _) => {}
+        }
+        if let Some(spec) = self.model.candle() {
+            self.check_candle(spec)?;
+        }
         if let Some(defense) = &self.defense {
             defense.check().map_err(|fault| format!("defense: {fault}"))?;
         }
@@ -181,6 +200,25 @@ impl Params {
                 Err("defense: without training nothing passes it; add `training` or leave `defense` out".to_owned())
             }
             None => Ok(()),
+        }
+    }
+}
+
+impl Params {
+    /// A network of candle's library is imported as it is.
+    fn check_candle(&self, spec: &zoo::Spec) -> Result<(), String> {
+        let name = &spec.architecture;
+        if self.training.is_some() {
+            let text = "is attacked as it is imported, and not trained here; leave `training` out";
+            return Err(format!("training: `{name}` {text}, or take an architecture of our own, as `resnet`"));
+        }
+        match self.init {
+            Init::File { new_head: true, .. }
+            | Init::Hub { new_head: true, .. }
+            | Init::Finetuned { new_head: true, .. } => Err(format!(
+                "init.new_head: `{name}` is not trained here, and a fresh last layer knows nothing; leave it out"
+            )),
+            _ => Ok(()),
         }
     }
 }

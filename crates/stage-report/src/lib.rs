@@ -13,6 +13,7 @@ mod grid;
 mod line;
 mod outcome;
 mod params;
+mod programs;
 mod splice;
 mod theory;
 mod theory_figure;
@@ -82,6 +83,7 @@ impl Files {
 
     fn attacks(params: &Params, ctx: &Context) -> Result<Self> {
         let store = data::Store::read(ctx)?;
+        let params = &Params { notes: [params.notes.clone(), programs::notes(&ctx.inputs)].concat(), ..params.clone() };
         let lines = line::lines(params, &store)?;
         let document = document::Document::new(params, &lines)?;
         let figures = figures::draw(params, &store, &lines)?;
