@@ -663,7 +663,7 @@ impl Planner<'_> {
         let (typed, params): (stage_fit::Params, Value) = typed(params).map_err(named)?;
         typed.check().map_err(named)?;
         let count = fewer(images.count, typed.limit);
-        let load = Load { inside: typed.inside.clone(), ..Load::bare(Net::new(&network.model, images.side)) };
+        let load = Load { inside: typed.inside.clone(), ..Load::bare(Net::of(&network.model, images.side)) };
         let evaluations = |images| images * (1 + u64::from(typed.detector.draws()));
         let address = self.jobs.add(Wanted {
             stage: Fit::NAME,
