@@ -66,7 +66,8 @@ endif
 # No phony target, so that Make makes it only where a file of the hub must be fetched.
 .SECONDARY: fetch
 fetch: ## compile the one program that reaches a network; pipelines do so where a file of the hub is missing
-	@$(if $(strip $(BUILD)),cargo build --release --bin fetch $(CARGOFLAGS),:)
+	$(call compile,fetch)
+
 TEMPLATE = crates/victim/template
 
 # Make takes LANG from the environment's locale, too: only the command line's is meant.

@@ -85,7 +85,8 @@ impl FromStr for File {
             // A path that leaves its folder would be looked up, and written, elsewhere.
             let plain = |text: &str| text.split('/').all(|part| !["", ".", ".."].contains(&part));
             let file = Self { kind, repo: repo.into(), revision, path: path.into(), sha256: None };
-            [&file.repo, &file.revision, &file.path].into_iter().all(|text| plain(text)).then_some(file)
+            let whole = plain(&file.repo) && plain(&file.revision) && plain(&file.path);
+            whole.then_some(file)
         };
         parse().ok_or_else(|| NoFile(text.to_owned()))
     }
