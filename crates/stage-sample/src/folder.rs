@@ -10,7 +10,7 @@ use stage::{
     classes::{few, numbers},
 };
 
-use crate::{Item, Reader, placement::Placement, seen::Listing};
+use crate::{Item, Params, Reader, placement::Placement, seen::Listing};
 
 pub(crate) struct Folder {
     /// The folder as the parameters name it.
@@ -26,7 +26,8 @@ const READ: [&str; 3] = ["jpg", "jpeg", "png"];
 
 /// Extensions of images that are not read.
 const OTHERS: [&str; 17] = [
-    "avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "pbm", "pgm", "ppm", "svg", "tga", "tif", "tiff", "webp",
+    "avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "pbm", "pgm", "ppm", "svg", "tga", "tif",
+    "tiff", "webp",
 ];
 
 /// Names of folders that hold classes, and are none.
@@ -43,12 +44,22 @@ struct LeftOut {
 }
 
 impl Folder {
+    /// Lists the images of a folder that belong to the classes which the parameters ask for, in order of their labels.
+    pub(crate) fn open(folder: &Path, name: &Path, params: &Params) -> anyhow::Result<Self> {
+        let mut found = Self::list(folder, name, params.classes.is_some())?;
+        let placement = Placement::new(Some(&found.classes), params, true)
+            .map_err(|unfit| Unfit(format!("{}: {unfit}", found.name)))?;
+        found.arrange(&placement);
+        Ok(found)
+    }
+
     /// Lists a folder; where the classes are `stated` elsewhere, folders without images are none.
-    pub(crate) fn open(folder: &Path, name: &Path, stated: bool) -> anyhow::Result<Self> {
+    fn list(folder: &Path, name: &Path, stated: bool) -> anyhow::Result<Self> {
         let name = name.display().to_string();
         let mut left_out = LeftOut::default();
         let (folders, files): (Vec<_>, Vec<_>) = list(folder)?.into_iter().partition(|(_, path)| path.is_dir());
-        let loose = files.iter().filter(|(file, _)| !is_hidden(file) && READ.contains(&extension(file).as_str())).count();
+        let loose =
+            files.iter().filter(|(file, _)| !is_hidden(file) && READ.contains(&extension(file).as_str())).count();
         let (mut classes, mut images) = (Vec::new(), Vec::new());
         for (class, path) in folders {
             if is_hidden(&class) {
@@ -64,7 +75,10 @@ impl Folder {
             return Err(Unfit(text).into());
         }
         if let (others @ 1.., Some(first)) = (left_out.others, &left_out.first_other) {
-            let text = format!("{name}: {others} images are neither PNG nor JPEG, or not named so (the first is {}):", first.display());
+            let text = format!(
+                "{name}: {others} images are neither PNG nor JPEG, or not named so (the first is {}):",
+                first.display()
+            );
             return Err(Unfit(format!("{text} convert them to PNG, or move them out of the folder")).into());
         }
         check_levels(&name, &classes, &images)?;
@@ -83,7 +97,8 @@ impl Folder {
             return Ok(());
         }
         if !stated || self.images.is_empty() {
-            let text = format!("{}/{}: no jpg, jpeg or png file: add some or remove it", self.name, self.classes[empty]);
+            let text =
+                format!("{}/{}: no jpg, jpeg or png file: add some or remove it", self.name, self.classes[empty]);
             return Err(Unfit(format!("{text}, or name the classes in `classes`")));
         }
         let mut to = Vec::new();
@@ -129,7 +144,10 @@ fn check_levels(name: &str, classes: &[String], images: &[(usize, String, PathBu
     }
     let mend = format!("give the folder that holds the class folders, as {name}/{}", classes[0]);
     let what = if splits { "folders of splits" } else { "one folder" };
-    Err(Unfit(format!("{name}: holds {what} ({}), whose images lie in folders within: {mend}", few(classes, "", "").trim())))
+    Err(Unfit(format!(
+        "{name}: holds {what} ({}), whose images lie in folders within: {mend}",
+        few(classes, "", "").trim()
+    )))
 }
 
 fn is_hidden(name: &str) -> bool {
@@ -167,7 +185,9 @@ fn collect(
             left_out.hidden += 1;
             continue;
         }
-        if path.is_symlink() && fs::canonicalize(folder).is_ok_and(|here| fs::canonicalize(&path).is_ok_and(|to| here.starts_with(to))) {
+        if path.is_symlink()
+            && fs::canonicalize(folder).is_ok_and(|here| fs::canonicalize(&path).is_ok_and(|to| here.starts_with(to)))
+        {
             return Err(Unfit(format!("{}: a link to a folder that it is in: remove it", path.display())).into());
         }
         collect(&path, &format!("{name}/{inner}"), class, images, left_out)?;

@@ -1,8 +1,8 @@
 //! Whether a JPEG holds all of its data.
 //!
 //! Decoders fill what is missing with grey, or leave it blurred. So the entropy-coded data is walked first, as ITU-T T.81
-//! says, without computing a pixel: every block of every scan must be there. What stands after the image is nobody's
-//! business, as with PIL; and as with PIL, the end marker may be missing where one scan holds all of the image.
+//! says, without computing a pixel: every block of every scan must be there, and the end marker. What stands after that is
+//! nobody's business, as with PIL. (PIL fills with grey where the end marker comes too soon; here that is refused.)
 
 mod bits;
 mod scan;
@@ -20,7 +20,7 @@ pub(crate) enum Fault {
     #[error("its data is damaged")]
     Damaged,
     /// A kind of JPEG that no browser shows.
-    #[error("it is a {0} JPEG, which is not read")]
+    #[error("it is {0} JPEG, which is not read")]
     Kind(&'static str),
 }
 
@@ -59,22 +59,25 @@ struct Frame {
 
 /// Walks a JPEG from its first byte to its end marker.
 pub(crate) fn check(bytes: &[u8]) -> Result<(), Fault> {
-    let mut walk = Walk { bytes, at: 2, frame: None, interval: 0, tables: Default::default(), scans: 0 };
+    let mut walk = Walk { bytes, at: 2, frame: None, interval: 0, tables: Default::default() };
     while let Some(marker) = walk.marker() {
         match marker {
-            0xD9 => return walk.end(true),
+            0xD9 => return walk.end(),
             0x01 | 0xD0..=0xD8 => {}
             0xC4 => walk.tables()?,
             0xC0..=0xC2 => walk.frame(marker == 0xC2)?,
-            0xC3 | 0xC7 | 0xCB | 0xCF => return Err(Fault::Kind("lossless")),
-            0xC5 | 0xC6 | 0xCD | 0xCE => return Err(Fault::Kind("hierarchical")),
-            0xC9 | 0xCA => return Err(Fault::Kind("arithmetic-coded")),
-            0xDD => walk.interval = usize::from(u16::from_be_bytes(walk.segment()?.first_chunk().copied().ok_or(Fault::Cut)?)),
+            0xC3 | 0xC7 | 0xCB | 0xCF => return Err(Fault::Kind("a lossless")),
+            0xC5 | 0xC6 | 0xCD | 0xCE => return Err(Fault::Kind("a hierarchical")),
+            0xC9 | 0xCA => return Err(Fault::Kind("an arithmetic-coded")),
+            0xDD => {
+                walk.interval =
+                    usize::from(u16::from_be_bytes(walk.segment()?.first_chunk().copied().ok_or(Fault::Cut)?))
+            }
             0xDA => walk.scan()?,
             _ => drop(walk.segment()?),
         }
     }
-    walk.end(false)
+    Err(Fault::Cut)
 }
 
 /// How far a walk has come.
@@ -86,7 +89,6 @@ struct Walk<'a> {
     interval: usize,
     /// Codes of DC and AC coefficients.
     tables: [[Option<Table>; 4]; 2],
-    scans: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -125,7 +127,7 @@ impl<'a> Walk<'a> {
         let segment = self.segment()?;
         let [precision, h1, h0, w1, w0, count, components @ ..] = segment else { return Err(Fault::Damaged) };
         if *precision != 8 {
-            return Err(Fault::Kind(if *precision == 12 { "12-bit" } else { "16-bit" }));
+            return Err(Fault::Kind(if *precision == 12 { "a 12-bit" } else { "a 16-bit" }));
         }
         let (height, width) = (usize::from(*h1) << 8 | usize::from(*h0), usize::from(*w1) << 8 | usize::from(*w0));
         let parts = components.chunks_exact(3).take(usize::from(*count));
@@ -144,7 +146,8 @@ impl<'a> Walk<'a> {
         let units = (width.div_ceil(8 * across), height.div_ceil(8 * down));
         for component in &mut components {
             component.stride = units.0 * component.across;
-            component.known = if progressive { vec![0; component.stride * units.1 * component.down] } else { Vec::new() };
+            component.known =
+                if progressive { vec![0; component.stride * units.1 * component.down] } else { Vec::new() };
         }
         self.frame = Some(Frame { progressive, height, width, components });
         Ok(())
@@ -154,10 +157,13 @@ impl<'a> Walk<'a> {
         let header = self.segment()?;
         let frame = self.frame.as_mut().ok_or(Fault::Damaged)?;
         let count = usize::from(*header.first().ok_or(Fault::Damaged)?);
-        let (parts, [from, to, bits]) = (header.get(1..1 + 2 * count).ok_or(Fault::Damaged)?, header
-            .get(1 + 2 * count..4 + 2 * count)
-            .and_then(|rest| rest.first_chunk().copied())
-            .ok_or(Fault::Damaged)?);
+        let (parts, [from, to, bits]) = (
+            header.get(1..1 + 2 * count).ok_or(Fault::Damaged)?,
+            header
+                .get(1 + 2 * count..4 + 2 * count)
+                .and_then(|rest| rest.first_chunk().copied())
+                .ok_or(Fault::Damaged)?,
+        );
         let part = |pair: &[u8]| {
             let component = frame.components.iter().position(|c| c.id == pair[0])?;
             Some(Part { component, dc: usize::from(pair[1] >> 4) & 3, ac: usize::from(pair[1]) & 3 })
@@ -170,19 +176,15 @@ impl<'a> Walk<'a> {
         let mut bits = Bits::new(self.bytes, self.at);
         scan.walk(frame, &self.tables, &mut bits)?;
         self.at = bits.at();
-        self.scans += 1;
         for part in &scan.parts {
             frame.components[part.component].seen = true;
         }
         Ok(())
     }
 
-    /// At the end marker, or where the file ends without one.
-    fn end(&self, marked: bool) -> Result<(), Fault> {
-        let whole = |frame: &Frame| {
-            frame.components.iter().all(|component| component.seen)
-                && (marked || (!frame.progressive && self.scans == 1))
-        };
+    /// At the end marker.
+    fn end(&self) -> Result<(), Fault> {
+        let whole = |frame: &Frame| frame.components.iter().all(|component| component.seen);
         if self.frame.as_ref().is_some_and(whole) { Ok(()) } else { Err(Fault::Cut) }
     }
 }

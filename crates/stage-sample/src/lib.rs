@@ -46,7 +46,7 @@ struct Item {
 }
 
 /// A source of images: one file each.
-trait Reader {
+trait Reader: Sync {
     /// Number of images.
     fn len(&self) -> usize;
     /// Names of the classes in order of the source's labels, where it knows them.

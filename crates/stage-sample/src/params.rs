@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stage::{Context, Usage};
 pub use stage::classes::Classes;
+use stage::{Context, Usage};
 
 use crate::{
     Reader,
@@ -165,7 +165,7 @@ impl Source {
                 let files = files.iter().map(local).collect::<anyhow::Result<_>>()?;
                 Box::new(Parquet::open(files, image, label)?)
             }
-            Self::Folder { path } => Box::new(Folder::open(&ctx.local(path)?, path, params.classes.is_some())?),
+            Self::Folder { path } => Box::new(Folder::open(&ctx.local(path)?, path, params)?),
             Self::Hub { repo, revision, files, image, label } => {
                 Box::new(Parquet::open(hub::find(repo, revision, files)?, image, label)?)
             }

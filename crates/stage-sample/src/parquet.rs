@@ -195,7 +195,8 @@ impl Reader for Parquet {
     }
 
     fn read(&self, ids: &[u32], each: &mut dyn FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        for (file, (first, rows)) in self.rows_of(ids).into_iter().enumerate().filter(|(_, (_, rows))| !rows.is_empty()) {
+        for (file, (first, rows)) in self.rows_of(ids).into_iter().enumerate().filter(|(_, (_, rows))| !rows.is_empty())
+        {
             self.files[file].read(&[&self.image, &self.label], Some(&rows), &mut |batch, done| {
                 self.hand((file, first), batch, &rows[done..done + batch.num_rows()], each)
             })?;

@@ -84,7 +84,9 @@ fn unnamed(params: &Params) -> Result<Placement, Unfit> {
         Some(labels) => {
             let number = |name: &String| {
                 name.parse().map_err(|_| {
-                    Unfit(format!("`labels`: the source has numbers for labels and no names, so not `{name}`: name numbers"))
+                    Unfit(format!(
+                        "`labels`: the source has numbers for labels and no names, so not `{name}`: name numbers"
+                    ))
                 })
             };
             let entry = |(name, to)| Ok((number(name)?, stated(to, &classes)?));
@@ -117,7 +119,12 @@ fn named(told: &[String], params: &Params, selects: bool) -> Result<Placement, U
         if told.len() == given.len() {
             return Ok(Placement { classes: told.to_vec(), left_out: Vec::new(), rule: Rule::Each(identity()) });
         }
-        let text = format!("the source has {} classes ({}) and `classes` says {}", told.len(), few(told, "", "").trim(), given.len());
+        let text = format!(
+            "the source has {} classes ({}) and `classes` says {}",
+            told.len(),
+            few(told, "", "").trim(),
+            given.len()
+        );
         let mend = "name all classes in order or a list (`classes = \"imagenet\"`), or say in `labels` which each is";
         return Err(Unfit(format!("{text}: a number does not say which they are: {mend}")));
     }
@@ -140,7 +147,8 @@ fn by_number(told: &[String], numbers: &[u32], given: Option<Vec<String>>, first
         } else {
             "name all classes in `classes`, or correct the name"
         };
-        let text = format!("class `{}` is a number outside the classes (there are {}): {mend}", told[at], classes.len());
+        let text =
+            format!("class `{}` is a number outside the classes (there are {}): {mend}", told[at], classes.len());
         return Err(Unfit(text));
     }
     let mut seen = HashMap::new();
@@ -192,7 +200,10 @@ fn mapped(
 fn chosen(told: &[String], classes: &[String], selects: bool) -> Result<(Vec<Option<u32>>, Vec<String>), Unfit> {
     let unfit = |misfit: &Misfit| {
         let mend = "correct `classes`, or say in `labels` which class each is";
-        Unfit(format!("the source's classes are no classes of the sample: {misfit} ({}): {mend}", few(classes, "", "").trim()))
+        Unfit(format!(
+            "the source's classes are no classes of the sample: {misfit} ({}): {mend}",
+            few(classes, "", "").trim()
+        ))
     };
     match place(told, classes) {
         Ok(to) => Ok((to.into_iter().map(Some).collect(), Vec::new())),

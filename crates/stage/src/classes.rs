@@ -85,8 +85,7 @@ pub fn numbered(count: usize) -> Vec<String> {
 /// The numbers that the names are, where every one of them is a number.
 #[must_use]
 pub fn numbers(names: &[String]) -> Option<Vec<u32>> {
-    let number =
-        |name: &String| name.bytes().all(|byte| byte.is_ascii_digit()).then(|| name.parse().ok()).flatten();
+    let number = |name: &String| name.bytes().all(|byte| byte.is_ascii_digit()).then(|| name.parse().ok()).flatten();
     names.iter().map(number).collect::<Option<Vec<u32>>>().filter(|numbers| !numbers.is_empty())
 }
 
@@ -106,7 +105,11 @@ impl std::fmt::Display for Misfit {
         match self {
             Self::Others(names) => write!(f, "{} named among them", few(names, "is not", "are not")),
             Self::Ambiguous(name, classes) => {
-                write!(f, "`{name}` may be {}", classes.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(" or "))
+                write!(
+                    f,
+                    "`{name}` may be {}",
+                    classes.iter().map(|c| format!("`{c}`")).collect::<Vec<_>>().join(" or ")
+                )
             }
             Self::Twice(name, class) => write!(f, "`{name}` is `{class}`, which another class is already"),
         }

@@ -23,8 +23,7 @@ impl Table {
     const QUICK: u32 = 9;
 
     pub fn new(counts: &[u8; 16], values: &[u8]) -> Self {
-        let mut table =
-            Self { quick: vec![(0, 0); 1 << Self::QUICK], long: [(0, 0, 0); 17], values: values.to_vec() };
+        let mut table = Self { quick: vec![(0, 0); 1 << Self::QUICK], long: [(0, 0, 0); 17], values: values.to_vec() };
         let (mut code, mut at) = (0_u32, 0);
         for (length, &count) in (1_u32..).zip(counts) {
             table.long[length as usize] = (code, count.into(), at);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use arrow_array::{Array, ArrayRef};
+use arrow_array::ArrayRef;
 use serde_json::Value;
 use stage::{
     Unfit,
@@ -31,14 +31,18 @@ impl Labels {
             let field = builder.schema().field_with_name(label)?;
             let kind = field.data_type();
             if !column::is_text(kind) && !column::is_number(kind) {
-                let text = format!("column `{label}` holds no whole numbers or names, but {kind}: name the labels in `source.label`");
+                let text = format!(
+                    "column `{label}` holds no whole numbers or names, but {kind}: name the labels in `source.label`"
+                );
                 return Err(table.unfit(text).into());
             }
             kinds.push((column::is_text(kind), class_names(builder.schema().metadata().get("huggingface"), label)));
         }
         if kinds.iter().any(|(is_text, _)| *is_text) {
             if let Some(at) = kinds.iter().position(|(is_text, _)| !is_text) {
-                return Err(tables[at].unfit("its labels are numbers, those of another file names: read them apart").into());
+                return Err(tables[at]
+                    .unfit("its labels are numbers, those of another file names: read them apart")
+                    .into());
             }
             return Ok(Self::Names(distinct(tables, label)?));
         }
@@ -52,7 +56,11 @@ impl Labels {
             let places = place(&own, &names).ok().filter(|_| own.len() == names.len());
             let places = places.ok_or_else(|| {
                 let (own, names) = (few(&own, "", ""), few(&names, "", ""));
-                table.unfit(format!("other classes ({}) than the file before ({}): read them apart", own.trim(), names.trim()))
+                table.unfit(format!(
+                    "other classes ({}) than the file before ({}): read them apart",
+                    own.trim(),
+                    names.trim()
+                ))
             })?;
             to.push(places.into_iter().map(i64::from).collect());
         }
@@ -79,7 +87,9 @@ impl Labels {
             .map_err(|value| format!("label {value} is no whole number: correct it"))?
             .ok_or(missing)?;
         Ok(match self {
-            Self::Named { to, .. } => usize::try_from(label).ok().and_then(|at| to[file].get(at)).copied().unwrap_or(label),
+            Self::Named { to, .. } => {
+                usize::try_from(label).ok().and_then(|at| to[file].get(at)).copied().unwrap_or(label)
+            }
             _ => label,
         })
     }

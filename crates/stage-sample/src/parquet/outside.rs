@@ -31,7 +31,8 @@ pub(super) fn bytes(path: Option<&str>, place: &str, column: &str) -> Result<Vec
 pub(super) fn digest(table: &Table, image: &str, rows: &[usize]) -> anyhow::Result<Option<(String, String)>> {
     let builder = table.open()?;
     let without = |group: &RowGroupMetaData| {
-        let nulls = group.columns().iter().filter(|column| column.column_path().parts().first().is_some_and(|p| p == image));
+        let nulls =
+            group.columns().iter().filter(|column| column.column_path().parts().first().is_some_and(|p| p == image));
         let none = |column: &parquet::file::metadata::ColumnChunkMetaData| {
             let path = column.column_path().parts();
             path.last().is_some_and(|last| last == "path")
@@ -50,8 +51,10 @@ pub(super) fn digest(table: &Table, image: &str, rows: &[usize]) -> anyhow::Resu
             let path = images.path(i).filter(|_| images.bytes(i).is_none());
             if let Some(path) = path.filter(|path| Path::new(path).is_file()) {
                 let place = format!("{}, row {}", table.name, rows[done + i]);
-                let digest: String =
-                    Sha256::digest(bytes(Some(path), &place, image)?).iter().map(|byte| format!("{byte:02x}")).collect();
+                let digest: String = Sha256::digest(bytes(Some(path), &place, image)?)
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
                 lines.update(format!("{digest}  {path}\n"));
                 any = true;
             }
