@@ -464,7 +464,7 @@ class _Server:
         print(f"another key draws another: {not torch.equal(once, other)}; draws by {self.mode};", end=" ")
         print("no gradient" if facts.get("cut") else f"length of a gradient {tensors['gradient'].norm():.3g}")
         part = "model" if self.operation == "logits" else "defense"
-        command = json.dumps(["python3", sys.argv[0]])
+        command = json.dumps(["python3", *sys.argv])
         print(f'In a pipeline: {part} = {{ name = "program", command = {command} }}')
 
 

@@ -83,11 +83,11 @@ impl Hello {
         let table = |name: &str| -> Result<BTreeMap<String, String>, String> {
             text(name).map_or(Ok(BTreeMap::new()), |text| serde_json::from_str(text).map_err(|_| wrong(name)))
         };
-        let shape = list("shape").iter().map(|side| side.parse().ok().filter(|&side: &usize| side > 0)).collect();
-        let shape: Vec<usize> = Option::into_iter(shape).flatten().collect();
-        let shape = match (text("shape").unwrap_or_default(), <[usize; 3]>::try_from(shape)) {
+        let sides: Option<Vec<usize>> =
+            list("shape").iter().map(|side| side.parse().ok().filter(|&side| side > 0)).collect();
+        let shape = match (text("shape").unwrap_or_default(), sides.and_then(|sides| <[usize; 3]>::try_from(sides).ok())) {
             ("", _) => None,
-            (_, Ok(shape)) => Some(shape),
+            (_, Some(shape)) => Some(shape),
             _ => return Err(wrong("shape")),
         };
         let range = match text("range") {

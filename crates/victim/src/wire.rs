@@ -238,7 +238,7 @@ mod tests {
         assert!(read(b"hello").contains("no safetensors blob"));
         assert!(read(&[0xff; 64]).contains("no safetensors blob"));
         let bare: BTreeMap<String, &Array> = BTreeMap::new();
-        assert!(read(&safetensors::serialize(&bare, None).unwrap()).contains("no `op`"));
+        assert!(read(&safetensors::serialize(bare, None).unwrap()).contains("no `op`"));
         let memory = tempfile::tempfile().unwrap();
         for place in [
             r#"[{"name": "x", "dtype": "F32", "shape": [1000], "offset": 0}]"#,

@@ -1,5 +1,7 @@
 //! Programs to talk to, compiled when they are first wanted: by rustc alone, for they need nothing else.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
