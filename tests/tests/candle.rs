@@ -76,8 +76,6 @@ fn a_network_with_an_input_gradient_loses_to_pgd() {
         let risen = few.iter().zip(&many).filter(|(few, many)| many > few).count();
         assert!(risen >= 11, "{architecture}: the loss rose for {risen} of 12 images: {few:?}, {many:?}");
         assert!(rows.iter().all(|row| row.zero_gradient == Some(0.0) && row.non_finite == 0), "{architecture}");
-        let cost = project.output(&["cost"]);
-        assert!(cost.contains(architecture), "{cost}");
     }
 }
 

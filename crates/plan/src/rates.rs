@@ -305,6 +305,10 @@ mod tests {
             assert!((count / published - 1.0).abs() < 0.01, "{name}: {count}");
         }
         assert_eq!(Net { side: None, ..Net::named("resnet-18", 32).unwrap() }.multiplications(), None);
+        let model = serde_json::from_str(r#"{"name": "candle", "architecture": "deit-small-patch16-224"}"#).unwrap();
+        let net = Net::of(&model, Some(224));
+        assert_eq!(net.to_string(), "deit-small-patch16-224 at 224x224");
+        assert!((net.multiplications().unwrap() as f64 / 4.61e9 - 1.0).abs() < 0.01, "Touvron et al. 2021");
     }
 
     fn row(work: &str, model: &str, input: &str, threads: u32, rate: f64, machine: &str) -> serde_json::Value {

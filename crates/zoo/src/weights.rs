@@ -132,8 +132,8 @@ fn brief(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// Fresh f32 weights on the CPU: matrices and kernels normal with variance `1 / inputs`, tokens and positions normal with
-/// deviation .02, normalisations the identity, scales one. The `i`-th tensor depends on `key.at(i)` alone.
+/// Fresh f32 weights on the CPU: matrices normal with variance `1 / inputs`, kernels with `2 / inputs` (He et al. 2015), tokens
+/// and positions with deviation .02, normalisations the identity, scales one. The `i`-th tensor depends on `key.at(i)` alone.
 ///
 /// They are for trying a pipeline: no network is trained here.
 ///
@@ -147,7 +147,8 @@ pub fn initialise(spec: &Spec, key: Key) -> candle_core::Result<Weights> {
         if shape.len() > 1 {
             key.at(weights.len() as u64).fill_normal(&mut values);
             let small = name.ends_with("_token") || name == "pos_embed";
-            let deviation = if small { 0.02 } else { (1.0 / inputs as f64).sqrt() as f32 };
+            let gain = if shape.len() == 4 { 2.0 } else { 1.0 };
+            let deviation = if small { 0.02 } else { (gain / inputs as f64).sqrt() as f32 };
             values.iter_mut().for_each(|value| *value *= deviation);
         } else if ["weight", "gamma", "running_var"].iter().any(|part| name.ends_with(part)) && !name.contains("grn") {
             values.fill(1.0);
