@@ -450,7 +450,7 @@ impl Planner<'_> {
             finetune: folder(&network.address),
         };
         let single = stage_attack::Params { attack: single(&typed.attack, base.step)?, ..typed };
-        let single = cost(&single, fewer(images.count, single.limit), detector.as_ref(), &net);
+        let single = cost(&single, fewer(images.count, single.limit), detector.as_ref(), &bare.net);
         let read: Vec<String> = [network.address, none, noise, attack.clone()].into_iter().chain(undefended).collect();
         let mut alone = Bill::default();
         for job in self.jobs.closure(&read) {
@@ -611,7 +611,17 @@ impl Planner<'_> {
             return Err(format!("{name}: {text}; leave `{name}` out where the model is one").into());
         }
         let init = json!({"name": "own"});
-        self.finetune(model, Making { what: "model", init, recipe: None, defense: None, base: None, files: vec![] })
+        let making = Making {
+            what: "model",
+            init,
+            recipe: None,
+            defense: None,
+            base: None,
+            files: vec![],
+            classes: None,
+            keep_classes: None,
+        };
+        self.finetune(model, making)
     }
 
     /// Weights by name: their architecture and the first place that has them, or nothing where they are to be trained.

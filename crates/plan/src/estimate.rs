@@ -220,9 +220,10 @@ impl<'a> Estimates<'a> {
             self.shares.push(Share { load: load.clone(), attack, done: [0.0; 2], possible: [0.0; 2] });
             self.shares.len() - 1
         });
-        for part in 0..2 {
-            self.shares[index].done[part] += actual.counts[part];
-            self.shares[index].possible[part] += most[part];
+        let share = &mut self.shares[index];
+        for (part, (done, possible)) in share.done.iter_mut().zip(&mut share.possible).enumerate() {
+            *done += actual.counts[part];
+            *possible += most[part];
         }
     }
 

@@ -107,7 +107,7 @@ mod tests {
             files: vec![],
             parts: 1,
             cost: Cost::default(),
-            network: None,
+            load: None,
         }
     }
 

@@ -110,7 +110,7 @@ pub fn stale(params: &Params, folder: &Path, table: &Path, say: &dyn Fn(&str)) -
     let provenance = artifact::provenance(table).ok()?;
     let name = path.display().to_string();
     let recorded = provenance.inputs.get(&name)?;
-    let found = Folder::open(folder, path, params.names())
+    let found = Folder::open(folder, path, params)
         .map(|folder| folder.listing(&params.keep(folder.len())))
         .and_then(|listing| Ok((listing.marks()?, listing)));
     let (marks, listing) = match found {

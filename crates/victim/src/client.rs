@@ -457,7 +457,7 @@ impl Rows {
             let wanted = format!("it takes images of {channels}x{rows}x{columns}");
             return Err(client.misuse(format!("{wanted}, and is asked about images of {c}x{h}x{w}")));
         }
-        if n == 0 && !keys.is_empty() || n > 0 && (keys.is_empty() || keys.len() % n != 0) {
+        if n == 0 && !keys.is_empty() || n > 0 && (keys.is_empty() || !keys.len().is_multiple_of(n)) {
             return Err(client.misuse(format!("{n} images with {} keys: every image needs as many draws", keys.len())));
         }
         let mut pixels = client.host(x)?;

@@ -66,7 +66,7 @@ fn the_helper_draws_the_products_own_bits() {
         key.at(5).fill_normal(&mut expected[28..41]);
         for (j, integer) in expected[41..54].iter_mut().enumerate() {
             let word = key.block(9 + j as u64 / 4)[j % 4];
-            *integer = (u64::from(word) * 10 >> 32) as f32 - 3.0;
+            *integer = ((u64::from(word) * 10) >> 32) as f32 - 3.0;
         }
         key.at(1 << 40).fill_uniform(&mut expected[54..]);
         expected[54..].iter_mut().for_each(|u| *u = -1.0 + 2.0 * *u);

@@ -123,7 +123,7 @@ impl Spec {
                 return Err(Invalid(format!("`{name}` is {value}: it must be above 0, and at most 16")));
             }
         }
-        if let Some(patch) = family.patch().filter(|patch| self.side % patch != 0) {
+        if let Some(patch) = family.patch().filter(|patch| !self.side.is_multiple_of(*patch)) {
             return Err(Invalid(format!("`side` is {}: it must be a multiple of the patch, {patch}", self.side)));
         }
         if !(family.smallest()..=4096).contains(&self.side) {

@@ -26,7 +26,13 @@ pub(super) enum Item {
     /// A class or a function by its whole name.
     Global(String),
     /// What a call would have made, with what was then put into it.
-    Made { by: Id, arguments: Id, state: Option<Id>, items: Vec<(Id, Id)>, list: Vec<Id> },
+    Made {
+        by: Id,
+        arguments: Id,
+        state: Option<Id>,
+        items: Vec<(Id, Id)>,
+        list: Vec<Id>,
+    },
     /// What only the surrounding file can tell, by its identity.
     Persistent(Id),
 }
@@ -138,7 +144,8 @@ impl Tree {
 /// # Errors
 /// If it is damaged or ends early; the text says where.
 pub(super) fn read(bytes: &[u8]) -> Result<Pickle, String> {
-    let mut machine = Machine { bytes, at: 0, tree: Tree::default(), stack: vec![], marks: vec![], memo: HashMap::new() };
+    let mut machine =
+        Machine { bytes, at: 0, tree: Tree::default(), stack: vec![], marks: vec![], memo: HashMap::new() };
     loop {
         let start = machine.at;
         let opcode = machine.byte()?;
@@ -261,7 +268,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set(&mut self, new: &[Id]) -> Step {
-        if new.len() % 2 != 0 {
+        if !new.len().is_multiple_of(2) {
             return Err("a key without a value".into());
         }
         let to = self.top()?;

@@ -281,9 +281,10 @@ impl Walker<'_> {
             if depth < DEPTH { self.rebuilt(name, arguments, depth + 1) } else { None }
         };
         match (name, arguments) {
-            ("torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2", [storage, offset, size, strides, ..]) => {
-                Some(self.view(*storage, *offset, *size, *strides))
-            }
+            (
+                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+                [storage, offset, size, strides, ..],
+            ) => Some(self.view(*storage, *offset, *size, *strides)),
             ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", [tensor, ..]) => {
                 inner(*tensor)
             }
@@ -323,7 +324,7 @@ impl Walker<'_> {
         let numbers = match self.storages.get(&reference.key) {
             None => Numbers::Lacking(format!("its storage {} is not in the file", reference.key)),
             Some(Storage { bytes, range, big_endian }) => {
-                let bytes_of = |count: usize| count.checked_mul(reference.size).unwrap_or(usize::MAX);
+                let bytes_of = |count: usize| count.saturating_mul(reference.size);
                 let (first, count) = reference.view.unwrap_or((0, reference.count));
                 let start = range.start.saturating_add(bytes_of(first));
                 let end = start.saturating_add(bytes_of(count));
@@ -371,7 +372,8 @@ impl Walker<'_> {
 
     /// The kind of NumPy's numbers, and whether they are big-endian: `dtype("f4")` with the state `(version, order, ...)`.
     fn dtype(&self, id: Id) -> (Kind, bool) {
-        let name = self.tree.call(id).and_then(|(_, arguments)| self.tree.text(*arguments.first()?)).unwrap_or_default();
+        let name =
+            self.tree.call(id).and_then(|(_, arguments)| self.tree.text(*arguments.first()?)).unwrap_or_default();
         let order = match self.tree.get(id) {
             Item::Made { state: Some(state), .. } => {
                 self.tree.elements(*state).and_then(|state| self.tree.text(*state.get(1)?))

@@ -102,8 +102,11 @@ fn mobilenet_reaches_its_accuracy_on_all_images() {
     assert!(images == 500 && right.abs_diff(407) <= 2, "{right} of {images}");
 }
 
+/// A picture's pixels, its side, and its label.
+type Labelled = (Vec<u8>, usize, u32);
+
 /// EfficientNet-Lite0 with other parameters, on the first images.
-fn lite(parameters: &str, table: &str, count: usize) -> Option<(Network, Vec<(Vec<u8>, usize, u32)>)> {
+fn lite(parameters: &str, table: &str, count: usize) -> Option<(Network, Vec<Labelled>)> {
     let (images, weights) = (data(table)?, data("weights/imagenet-efficientnet-lite0.safetensors")?);
     let mut images = read(&images, 1);
     images.truncate(count);
