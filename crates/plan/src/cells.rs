@@ -380,7 +380,7 @@ impl Planner<'_> {
         let noise = companions.get(1).unwrap_or(&attack).clone();
         let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
         let undefended =
-            undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &bare)).transpose()?;
+            undefended.map(|plain| self.attack(&plain, &inputs[..2], images.count, None, &bare)).transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
