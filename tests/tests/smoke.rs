@@ -5,7 +5,7 @@ use std::{
 };
 
 use artifact::{AttackRow, FinetuneRow, ReportRow};
-use pipeline_tests::{Project, pipelines};
+use pipeline_tests::{Project, files, pipelines};
 
 /// All rows of the attack tables, by folder and id.
 fn rows(project: &Project, parts: &str) -> BTreeMap<(PathBuf, u32, String, u32), AttackRow> {
@@ -234,6 +234,36 @@ fn help_gives_each_pipeline_one_line_with_its_own_title() {
     for ((name, title), (file, expected)) in listed.into_iter().zip(expected) {
         assert_eq!((name, title.trim()), (&*file, expected.as_str()));
     }
+}
+
+#[test]
+fn what_is_missing_and_how_long_it_takes_is_said_once_before_anything_runs() {
+    let project = Project::new();
+    let outlook = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.starts_with("smoke: ")).map(str::to_owned).collect()
+    };
+    let told = outlook(&project.output(&["-n", "smoke"]));
+    assert_eq!(told.len(), 1, "rules are new, and Make begins again: {told:?}");
+    assert!(told[0].starts_with("smoke: 9 of 9 jobs to run, about ") && told[0].ends_with(" cores"), "{told:?}");
+    assert_eq!(outlook(&project.output(&["-n", "smoke"])), told, "what was measured is kept");
+    assert_eq!(outlook(&Project::finished().output(&["smoke"])), Vec::<String>::new());
+}
+
+#[test]
+fn costs_are_told_in_time_on_this_machine_which_is_measured_once() {
+    let project = Project::new();
+    for other in pipelines().iter().filter(|path| !path.ends_with("smoke.toml")) {
+        project.delete(PathBuf::from("pipelines").join(other.file_name().unwrap()));
+    }
+    let told = project.output(&["cost"]);
+    assert!(told.contains(", as measured here") && told.contains("wall clock"), "{told}");
+    let row = told.lines().filter(|line| line.starts_with("smoke ")).nth(1).unwrap();
+    assert!(!row.contains('-') && !row.contains('+'), "nothing is left out, training neither: {row}");
+    let kept = || files(&project.path().join("data/cost"), "json");
+    let bytes = project.bytes(&kept()[0]);
+    assert_eq!(kept().len(), 1);
+    assert_eq!(project.output(&["cost"]), told);
+    assert_eq!(project.bytes(&kept()[0]), bytes);
 }
 
 #[test]
