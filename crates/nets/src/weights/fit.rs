@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use candle_core::{DType, Result};
+use candle_core::DType;
 
 use super::{
     names::{self, SCHEMES, Statistic},
@@ -44,7 +44,7 @@ type Candidate<'a> = HashMap<&'a str, Vec<Place<'a>>>;
 
 /// Finds the tensors that are wanted, before whose names `key` stands where it is given; an error says why none or more
 /// than one are meant.
-pub(super) fn choose<'a>(contents: &'a Contents, wanted: &'a Wanted, key: Option<&str>) -> Result<Choice<'a>, String> {
+pub(super) fn choose<'a>(contents: &'a Contents, wanted: &'a Wanted, key: Option<&'a str>) -> Result<Choice<'a>, String> {
     let search = Search::new(contents, wanted, key);
     let candidates = search.candidates()?;
     let mut complete: Vec<&String> = candidates.keys().filter(|prefix| search.is_complete(&candidates[*prefix])).collect();
@@ -215,7 +215,7 @@ impl<'a> Search<'a> {
             let is_equal = rival.is_some_and(|(_, name)| same(taken[name].named, named));
             if !is_known && !is_equal {
                 match rival {
-                    Some((split, _)) if self.key.is_some() && split > 0 => {}
+                    Some(_) if self.key.is_some() => {}
                     Some((split, rival)) => {
                         second = second.or_else(|| Some((name.clone(), rival, parts[..split].join("."))));
                         own.push(named);
@@ -397,9 +397,8 @@ fn same(one: &Named, other: &Named) -> bool {
     if one.stored.shape != other.stored.shape {
         return false;
     }
-    let bits = |values: Vec<f64>| values.into_iter().map(f64::to_bits).collect::<Vec<_>>();
-    std::ptr::eq(one, other)
-        || matches!((numbers(&one.stored), numbers(&other.stored)), (Some(one), Some(other)) if bits(one.clone()) == bits(other))
+    let bits = |named: &Named| Some(numbers(&named.stored)?.into_iter().map(f64::to_bits).collect::<Vec<_>>());
+    std::ptr::eq(one, other) || bits(one).is_some_and(|one| Some(one) == bits(other))
 }
 
 /// The numbers of a tensor; none if they cannot be read.
