@@ -230,7 +230,7 @@ impl<'a> Search<'a> {
             let is_equal = rival.is_some_and(|(_, name)| same(taken[name].named, named));
             if !is_known && !is_equal {
                 match rival {
-                    Some((split, _)) if self.key.is_some() && split > 0 => {}
+                    Some(_) if self.key.is_some() => {}
                     Some((split, rival)) => {
                         second = second.or_else(|| Some((name.clone(), rival, parts[..split].join("."))));
                         own.push(named);

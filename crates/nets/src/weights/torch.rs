@@ -61,6 +61,10 @@ pub(super) fn read(bytes: Vec<u8>) -> Result<Contents, String> {
 fn archive(bytes: &Arc<Vec<u8>>) -> Result<Contents, String> {
     let whole = |cause: zip::result::ZipError| format!("not a whole zip archive ({cause}): it may have been cut short");
     let mut zip = zip::ZipArchive::new(Cursor::new(bytes.as_slice())).map_err(whole)?;
+    if zip.file_names().any(|name| name.ends_with("/constants.pkl")) {
+        let mend = "in Python, torch.save(torch.jit.load(file).state_dict(), ...)";
+        return Err(format!("a TorchScript program, not a state_dict; {mend}"));
+    }
     let mut entries: HashMap<String, Range<usize>> = HashMap::new();
     let mut total = 0u64;
     for index in 0..zip.len() {
@@ -81,10 +85,6 @@ fn archive(bytes: &Arc<Vec<u8>>) -> Result<Contents, String> {
         return Err("a zip archive without data.pkl: no checkpoint of PyTorch".into());
     };
     let root = main.trim_end_matches("data.pkl");
-    if entries.contains_key(&format!("{root}constants.pkl")) {
-        let mend = "in Python, torch.save(torch.jit.load(file).state_dict(), ...)";
-        return Err(format!("a TorchScript program, not a state_dict; {mend}"));
-    }
     let part = |name: &str| entries.get(&format!("{root}{name}")).and_then(|range| bytes.get(range.clone()));
     let big_endian = part("byteorder").is_some_and(|order| order.trim_ascii() == b"big");
     let data = format!("{root}data/");
