@@ -12,6 +12,7 @@ mod params;
 mod parquet;
 mod picture;
 mod placement;
+mod survey;
 
 use std::collections::BTreeSet;
 
@@ -22,6 +23,7 @@ use placement::Placement;
 use rayon::prelude::*;
 use serde_json::json;
 use stage::{Context, Stage, Unfit};
+pub use survey::Survey;
 
 /// Images decoded at a time.
 const CHUNK: usize = 64;

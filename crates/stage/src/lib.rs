@@ -14,7 +14,7 @@ use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use artifact::Exit;
-pub use command::{main, run};
+pub use command::{exit, main, run};
 pub use context::{Context, Input, Progress, Table};
 pub use epoch::Epoch;
 
