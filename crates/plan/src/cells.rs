@@ -472,17 +472,9 @@ impl Planner<'_> {
             Trouble::Missing(format!("images `{name}` are not at hand: {}", sources::advice(&images.from, root)))
         })?;
         params.insert("source".to_owned(), Value::Object(place.source));
-        let defaults = [
-            ("classes", json!(images.classes)),
-            ("labels", json!(images.labels)),
-            ("first_label", json!(images.first_label)),
-            ("orientation", json!(images.orientation)),
-            ("resize", json!(images.resize)),
-            ("crop", json!(images.crop)),
-        ];
-        for (key, value) in defaults {
-            if !value.is_null() && !params.contains_key(key) {
-                params.insert(key.to_owned(), value);
+        for (key, value) in images.defaults() {
+            if !params.contains_key(&key) {
+                params.insert(key, value);
             }
         }
         let (typed, params): (stage_sample::Params, Value) =

@@ -7,6 +7,7 @@
 
 pub mod calibration;
 pub mod cells;
+pub mod check;
 pub mod costs;
 pub mod estimate;
 pub mod fetches;

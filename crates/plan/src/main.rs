@@ -7,12 +7,16 @@ use std::{
 };
 
 use clap::Parser;
+<<<<<<< HEAD
 use plan::{
     Calibration, Error, Estimates, Job, Options, Plan, Rates, Result, Scale, Sources, costs,
     estimate::{self, is_cheap},
     fetches, make,
 };
 use stage_attack::calibrate::Work;
+=======
+use plan::{Error, Options, Plan, Rates, Result, Scale, Sources, check, costs, make};
+>>>>>>> images
 
 /// Turns pipeline files into parameters and Make rules under data/plan/<scale>/.
 ///
@@ -41,16 +45,35 @@ struct Arguments {
     /// Recorded rates (engine.json, gpu-check.json) of other machines; of two for the same work the last counts.
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "cost")]
     rates: Vec<PathBuf>,
+<<<<<<< HEAD
     /// Print one line about what is missing of these pipelines, and how long it will take.
     #[arg(long, value_name = "PIPELINE", conflicts_with_all = ["cost", "gc", "list"])]
     goals: Vec<String>,
+=======
+    /// Read all images of this source instead, and print what was understood; a contact sheet goes to data/check/NAME.png.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "cost", "gc"])]
+    check_images: Option<String>,
+>>>>>>> images
     /// Delete the artifacts under data/ that no written plan names, and print them.
     #[arg(long)]
     gc: bool,
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if let Some(name) = &arguments.check_images {
+        return match check(&arguments, name) {
+            Ok(text) => {
+                print(&text);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                complain(&format!("check-source: {error:#}"));
+                stage::exit(&error).into()
+            }
+        };
+    }
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -60,13 +83,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a source of images holds, as text.
+fn check(arguments: &Arguments, name: &str) -> anyhow::Result<String> {
+    let (options, sources) = given(arguments)?;
+    check::images::check(&sources, name, &options, &PathBuf::from(format!("data/check/{name}.png")))
+}
+
+fn given(arguments: &Arguments) -> Result<(Options, Sources)> {
+    let options = Options { scale: arguments.scale, shards: arguments.shards, data_root: arguments.data_root.clone() };
+    let folder = arguments.pipelines[0].parent().map(|folder| folder.join("sources")).unwrap_or_default();
+    Ok((options, Sources::read(&folder)?))
+}
+
 fn run(arguments: &Arguments) -> Result<()> {
     if arguments.gc {
         return collect();
     }
-    let options = Options { scale: arguments.scale, shards: arguments.shards, data_root: arguments.data_root.clone() };
-    let folder = arguments.pipelines[0].parent().map(|folder| folder.join("sources")).unwrap_or_default();
-    let plan = Plan::new(&arguments.pipelines, &Sources::read(&folder)?, &options)?;
+    let (options, sources) = given(arguments)?;
+    let plan = Plan::new(&arguments.pipelines, &sources, &options)?;
     if let Some(name) = &arguments.list {
         print(&make::list(&plan, name, &options)?);
     } else if arguments.cost {

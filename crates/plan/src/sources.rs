@@ -73,6 +73,22 @@ pub struct Place {
     pub count: Option<u64>,
 }
 
+impl Images {
+    /// Parameters of the stage `sample` that hold unless a pipeline says otherwise.
+    #[must_use]
+    pub fn defaults(&self) -> Table {
+        let all = [
+            ("classes", json!(self.classes)),
+            ("labels", json!(self.labels)),
+            ("first_label", json!(self.first_label)),
+            ("orientation", json!(self.orientation)),
+            ("resize", json!(self.resize)),
+            ("crop", json!(self.crop)),
+        ];
+        all.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
 impl Sources {
     /// Reads every `*.toml` of a folder; a missing folder holds none.
     ///

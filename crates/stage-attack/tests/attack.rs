@@ -310,7 +310,11 @@ fn bad_input_gives_one_line_and_the_right_code() {
     }
     // In l2 nothing is further away than the diagonal of the images, 16 x 16 pixels of 3 channels.
     let l2 = |eps: f64| with(with(pgd(&[1]), "/attack/norm", json!("l2")), "/attack/eps", json!(eps));
-    failed(&attempt(&l2(128.0), &[network, sample]), 2, &["attack: pgd: eps = 128 must be at most 27.7", "\"128/255\""]);
+    failed(
+        &attempt(&l2(128.0), &[network, sample]),
+        2,
+        &["attack: pgd: eps = 128 must be at most 27.7", "\"128/255\""],
+    );
     refuse("/protocol", json!("paper-text"), &["unknown field `protocol`"]);
     refuse("/vote", json!({}), &["vote"]);
     refuse("/inside", json!({"name": "activation-pruning", "samples": 0}), &["inside", "samples"]);
@@ -480,6 +484,23 @@ fn a_detector_that_does_not_fit_is_refused() {
     refuse(&params, &[network, sample, &detector], 3, &["NaN", "run fit again"]);
     fs::write(&detector, &fs::read(&detector).unwrap()[..100]).unwrap();
     refuse(&params, &[network, sample, &detector], 3, &["detector", "not a whole Parquet file"]);
+}
+
+#[test]
+fn a_sample_of_other_classes_is_refused() {
+    let bench = Bench::new();
+    let rows = artifact::read::<artifact::SampleRow>(&bench.sample).unwrap().1;
+    let sample = bench.folder.path().join("other/part.parquet");
+    let attack = |classes: &[&str]| {
+        let small = rows.iter().filter(|row| (row.label as usize) < classes.len()).cloned().collect::<Vec<_>>();
+        support::write(&sample, &small, classes, support::SIDE);
+        run(BINARY, &with(none(), "/limit", json!(1)), &bench.out("a"), &[], &[&bench.network, &sample])
+    };
+    failed(&attack(&["red", "green"]), 3, &["the sample has 2 classes and the network 3", "`classes`"]);
+    failed(&attack(&["green", "red", "blue"]), 3, &["class 0 is `green` in the sample and `red` in the network"]);
+    failed(&attack(&["red", "green", "blue", "grey"]), 3, &["4 classes and the network 3"]);
+    done(&attack(&["0", "1", "2"]));
+    done(&attack(&["Red", "green", "blue"]));
 }
 
 #[test]

@@ -13,7 +13,11 @@ mod grid;
 mod line;
 mod outcome;
 mod params;
+<<<<<<< HEAD
 mod programs;
+=======
+mod sheet;
+>>>>>>> images
 mod splice;
 mod theory;
 mod theory_figure;
@@ -31,6 +35,7 @@ pub use params::{
     Cell, Claim, Comparison, EqualStrength, Layout, Params, Protocol, QUERIES, Quantity, Reading, Rule, RuleName,
     TheoryTable,
 };
+pub use sheet::{Thumbnail, contact_sheet};
 pub use splice::splice;
 use stage::{Context, Stage, Unfit};
 

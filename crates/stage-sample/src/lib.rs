@@ -12,7 +12,11 @@ mod params;
 mod parquet;
 mod picture;
 mod placement;
+<<<<<<< HEAD
 mod seen;
+=======
+mod survey;
+>>>>>>> images
 
 use std::collections::BTreeSet;
 
@@ -24,6 +28,7 @@ use rayon::prelude::*;
 pub use seen::stale;
 use serde_json::json;
 use stage::{Context, Stage, Unfit};
+pub use survey::Survey;
 
 /// Images decoded at a time.
 const CHUNK: usize = 64;
