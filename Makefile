@@ -33,24 +33,16 @@ PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-<<<<<<< HEAD
-ifneq ($(filter-out help new-defense build fetch test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
-=======
-ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify check-source cost list gc clean,$(or $(MAKECMDGOALS),help)),)
->>>>>>> images
+ifneq ($(filter-out help new-defense build fetch test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify check-source cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
 	@$(PLAN) $(patsubst %,--goals=%,$(filter $(PIPELINES),$(GOALS)))
 
-<<<<<<< HEAD
 FIGURES := $(filter table% figure% theory,$(PIPELINES))
 GOALS    = $(patsubst all,$(PIPELINES),$(patsubst figures,$(FIGURES),$(MAKECMDGOALS)))
 
-.PHONY: new-defense all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
-=======
-.PHONY: all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify check-source cost list gc clean help $(PIPELINES)
->>>>>>> images
+.PHONY: new-defense all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify check-source cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
@@ -127,14 +119,10 @@ verify: build-inspect ## check the digests of every artifact's inputs and weight
 
 RATES = $(sort $(wildcard data/record/*/bench/engine.json)) $(sort $(wildcard data/record/*/gpu-check/gpu-check.json))
 
-<<<<<<< HEAD
-cost: build ## queries, votes, training images and time of every pipeline at SCALE, before and after what is saved
-=======
 check-source: build ## what a source holds, as it is understood: make check-source IMAGES=name, a file of pipelines/sources says which
 	@$(PLAN) --check-images $(or $(IMAGES),$(error name the images: make check-source IMAGES=cifar10-test))
 
-cost: build ## queries, votes, training images and hours of every pipeline at SCALE, before and after what is saved
->>>>>>> images
+cost: build ## queries, votes, training images and time of every pipeline at SCALE, before and after what is saved
 	@$(PLAN) --cost $(if $(strip $(RATES)),--rates $(RATES))
 
 list: build ## one command per line, in dependency layers: make list P=table1

@@ -7,16 +7,12 @@ use std::{
 };
 
 use clap::Parser;
-<<<<<<< HEAD
 use plan::{
-    Calibration, Error, Estimates, Job, Options, Plan, Rates, Result, Scale, Sources, costs,
+    Calibration, Error, Estimates, Job, Options, Plan, Rates, Result, Scale, Sources, check, costs,
     estimate::{self, is_cheap},
     fetches, make,
 };
 use stage_attack::calibrate::Work;
-=======
-use plan::{Error, Options, Plan, Rates, Result, Scale, Sources, check, costs, make};
->>>>>>> images
 
 /// Turns pipeline files into parameters and Make rules under data/plan/<scale>/.
 ///
@@ -45,15 +41,12 @@ struct Arguments {
     /// Recorded rates (engine.json, gpu-check.json) of other machines; of two for the same work the last counts.
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "cost")]
     rates: Vec<PathBuf>,
-<<<<<<< HEAD
     /// Print one line about what is missing of these pipelines, and how long it will take.
     #[arg(long, value_name = "PIPELINE", conflicts_with_all = ["cost", "gc", "list"])]
     goals: Vec<String>,
-=======
     /// Read all images of this source instead, and print what was understood; a contact sheet goes to data/check/NAME.png.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "cost", "gc"])]
     check_images: Option<String>,
->>>>>>> images
     /// Delete the artifacts under data/ that no written plan names, and print them.
     #[arg(long)]
     gc: bool,

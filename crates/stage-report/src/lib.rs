@@ -13,11 +13,8 @@ mod grid;
 mod line;
 mod outcome;
 mod params;
-<<<<<<< HEAD
 mod programs;
-=======
 mod sheet;
->>>>>>> images
 mod splice;
 mod theory;
 mod theory_figure;

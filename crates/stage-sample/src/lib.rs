@@ -12,11 +12,8 @@ mod params;
 mod parquet;
 mod picture;
 mod placement;
-<<<<<<< HEAD
 mod seen;
-=======
 mod survey;
->>>>>>> images
 
 use std::collections::BTreeSet;
 

@@ -15,12 +15,8 @@ use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use artifact::Exit;
-<<<<<<< HEAD
 pub use clock::Stopwatch;
-pub use command::{main, run};
-=======
 pub use command::{exit, main, run};
->>>>>>> images
 pub use context::{Context, Input, Progress, Table};
 pub use environment::{commit, cpu};
 pub use epoch::Epoch;
