@@ -61,7 +61,7 @@ pub(super) fn read(bytes: Vec<u8>) -> Result<Contents, String> {
 fn archive(bytes: &Arc<Vec<u8>>) -> Result<Contents, String> {
     let whole = |cause: zip::result::ZipError| format!("not a whole zip archive ({cause}): it may have been cut short");
     let mut zip = zip::ZipArchive::new(Cursor::new(bytes.as_slice())).map_err(whole)?;
-    if zip.file_names().any(|name| name.ends_with("/constants.pkl")) {
+    if zip.file_names().any(|name| name.is_ok_and(|name| name.ends_with("/constants.pkl"))) {
         let mend = "in Python, torch.save(torch.jit.load(file).state_dict(), ...)";
         return Err(format!("a TorchScript program, not a state_dict; {mend}"));
     }
