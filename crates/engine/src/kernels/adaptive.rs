@@ -46,20 +46,19 @@ impl Source for Unadapt {
     unsafe fn read<S: Simd>(&self, image: usize, y: usize, x: usize, channel: usize) -> S::V {
         // The windows that cover a row are those that its own span in the result touches.
         let ((top, bottom), (left, right)) = (span(y, self.side, self.rows), span(x, self.side, self.columns));
-        let mut sum = S::splat(0.0);
-        for row in top..bottom {
-            let (first, end) = span(row, self.rows, self.side);
-            for column in left..right {
-                let (start, past) = span(column, self.columns, self.side);
-                let share = S::splat(1.0 / ((end - first) * (past - start)) as f32);
-                // SAFETY: the caller's.
-                unsafe {
+        unsafe {
+            let mut sum = S::splat(0.0);
+            for row in top..bottom {
+                let (first, end) = span(row, self.rows, self.side);
+                for column in left..right {
+                    let (start, past) = span(column, self.columns, self.side);
+                    let share = S::splat(1.0 / ((end - first) * (past - start)) as f32);
                     let from = self.from.at.add(self.from.offset(image, row, column) + channel);
                     sum = S::add(sum, S::mul(S::load(from), share));
                 }
             }
+            sum
         }
-        sum
     }
 }
 
