@@ -440,7 +440,11 @@ fn typos_and_impossible_cells_are_told_the_file_the_cell_and_the_accepted_names(
         ("eps = \"8/255\"", "epsilon = \"8/255\"", &["attack", "unknown field `epsilon`", "`eps`"]),
         ("eps = \"8/255\"", "eps = \"8/0\"", &["attack", "8/0"]),
         ("eps = \"8/255\"", "eps = 8", &["cell", "attack: pgd: eps = 8 must be at most 1", "\"8/255\""]),
-        ("norm = \"linf\", eps = \"8/255\"", "norm = \"l2\", eps = 128", &["cell", "attack: pgd: eps = 128 must be at most 55.4"]),
+        (
+            "norm = \"linf\", eps = \"8/255\"",
+            "norm = \"l2\", eps = 128",
+            &["cell", "attack: pgd: eps = 128 must be at most 55.4"],
+        ),
         (
             "name = \"cifar-resnet\"\ndepth = 8",
             "name = \"cifar-resnet\"\nmean = [123.675, 116.28, 103.53]\ndepth = 8",

@@ -38,7 +38,9 @@ impl Entry for BlockDct {
     fn check(&self) -> Result<(), String> {
         for (name, step) in [("low", self.low), ("high", self.high)] {
             if !(step >= 1.0 && step.is_finite()) {
-                return Err(format!("{name} = {step} must be a finite number of at least 1: it is on the scale of 0 to 255"));
+                return Err(format!(
+                    "{name} = {step} must be a finite number of at least 1: it is on the scale of 0 to 255"
+                ));
             }
         }
         Ok(())

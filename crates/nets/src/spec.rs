@@ -351,7 +351,8 @@ impl Spec {
         let (mean, std) = self.normalisation();
         let of_255 = |name: &str, values: [f64; 3], most: f64| {
             let first = values[0];
-            let mend = if most > 1.0 && most <= 255.0 { format!("; of 255, write \"{first}/255\"") } else { String::new() };
+            let mend =
+                if most > 1.0 && most <= 255.0 { format!("; of 255, write \"{first}/255\"") } else { String::new() };
             Err(Invalid(format!("`{name}` is {values:?}: it must be in [0, 1], the units of pixels{mend}")))
         };
         let most = |values: [f64; 3]| values.iter().copied().fold(0.0, f64::max);

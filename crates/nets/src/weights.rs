@@ -5,6 +5,7 @@ mod names;
 mod pickle;
 mod stored;
 mod torch;
+mod tree;
 
 use std::{
     collections::BTreeMap,
@@ -211,7 +212,9 @@ fn foreign(bytes: &[u8]) -> Option<&'static str> {
     } else if begins(b"\x89HDF") {
         Some("it is HDF5, as Keras writes: convert its weights to PyTorch's names and layout, as safetensors")
     } else if bytes.get(257..262) == Some(b"ustar") {
-        Some("it is a tar archive: unpack it, or, if it is of the very first PyTorch, load it there and save its state_dict again")
+        Some(
+            "it is a tar archive: unpack it, or, if it is of the very first PyTorch, load it there and save its state_dict again",
+        )
     } else {
         None
     }
@@ -224,9 +227,11 @@ fn checkpoint(bytes: Vec<u8>) -> Result<Contents, String> {
     }
     // Protocols before 2 begin with no mark; PyTorch never used them.
     if !bytes.starts_with(b"PK") && bytes[0] != 0x80 {
-        return Err("it is neither safetensors nor a torch checkpoint: weights are .safetensors files, or what torch.save \
+        return Err(
+            "it is neither safetensors nor a torch checkpoint: weights are .safetensors files, or what torch.save \
                     has written (.pth, .pt, .bin, .ckpt)"
-            .into());
+                .into(),
+        );
     }
     torch::read(bytes).map_err(|cause| {
         format!(

@@ -82,6 +82,9 @@ fn fits(params: &Params, trained: &Trained, images: &Images) -> anyhow::Result<(
     if let Some(class) = params.goal.target().filter(|&class| class as usize >= classes) {
         return Err(Usage(format!("goal.class: the network has classes 0 to {}, and no {class}", classes - 1)).into());
     }
-    params.attack.check_size(images.pixels.len() / images.len().max(1)).map_err(|fault| Usage(format!("attack: {fault}")))?;
+    params
+        .attack
+        .check_size(images.pixels.len() / images.len().max(1))
+        .map_err(|fault| Usage(format!("attack: {fault}")))?;
     Ok(trained.fits(images)?)
 }

@@ -310,7 +310,11 @@ fn bad_input_gives_one_line_and_the_right_code() {
     }
     // In l2 nothing is further away than the diagonal of the images, 16 x 16 pixels of 3 channels.
     let l2 = |eps: f64| with(with(pgd(&[1]), "/attack/norm", json!("l2")), "/attack/eps", json!(eps));
-    failed(&attempt(&l2(128.0), &[network, sample]), 2, &["attack: pgd: eps = 128 must be at most 27.7", "\"128/255\""]);
+    failed(
+        &attempt(&l2(128.0), &[network, sample]),
+        2,
+        &["attack: pgd: eps = 128 must be at most 27.7", "\"128/255\""],
+    );
     refuse("/protocol", json!("paper-text"), &["unknown field `protocol`"]);
     refuse("/vote", json!({}), &["vote"]);
     refuse("/inside", json!({"name": "activation-pruning", "samples": 0}), &["inside", "samples"]);

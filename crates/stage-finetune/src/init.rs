@@ -32,7 +32,9 @@ impl Source {
                     Hub::from_env().fetch(&file).map_err(|error| Unfit(error.to_string()))?;
                 return Ok(Self::File { path, sha256, key: key.clone(), new_head: *new_head });
             }
-            Init::Finetuned { epoch, new_head } => (epoch.weights(&ctx.table::<FinetuneRow>()?)?, None, None, *new_head),
+            Init::Finetuned { epoch, new_head } => {
+                (epoch.weights(&ctx.table::<FinetuneRow>()?)?, None, None, *new_head)
+            }
         };
         let sha256 = artifact::sha256(&path)?;
         if let Some(wanted) = wanted.filter(|wanted| !wanted.eq_ignore_ascii_case(&sha256)) {

@@ -252,7 +252,11 @@ fn bad_input_gives_one_line_and_the_right_code() {
         model[name] = value;
         train("/model", model)
     };
-    failed(&statistic("mean", json!([123.675, 116.28, 103.53])), 2, &["model", "`mean` is [123.675, 116.28, 103.53]", "\"123.675/255\""]);
+    failed(
+        &statistic("mean", json!([123.675, 116.28, 103.53])),
+        2,
+        &["model", "`mean` is [123.675, 116.28, 103.53]", "\"123.675/255\""],
+    );
     for (std, word) in [(json!([58.4, 57.1, 57.4]), "\"58.4/255\""), (json!([0.2, -0.2, 0.2]), "[0, 1]")] {
         failed(&statistic("std", std), 2, &["model", "`std` is", word]);
     }
@@ -309,7 +313,8 @@ fn bad_input_gives_one_line_and_the_right_code() {
         weights.clone().into_iter().map(move |(name, tensor)| (format!("{prefix}.{name}"), tensor))
     };
     let file = bench.folder.path().join("two.safetensors");
-    weights::save(&file, &under("student", &one).chain(under("teacher", &other)).collect(), &Default::default()).unwrap();
+    weights::save(&file, &under("student", &one).chain(under("teacher", &other)).collect(), &Default::default())
+        .unwrap();
     failed(&try_with(&import(&file), &[], &[]), 3, &["two.safetensors", "`key = \"student\"`", "`key = \"teacher\"`"]);
     let mut chosen = import(&file);
     chosen["init"]["key"] = json!("teacher");

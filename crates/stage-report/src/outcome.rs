@@ -68,9 +68,7 @@ impl Outcome {
         let (before, after) = (self.before, self.after[after as usize]);
         match quantity {
             Quantity::BenignAccuracy => Some(before.correct),
-            Quantity::AttackSuccessRate | Quantity::CommonAttackSuccessRate => {
-                self.counts().then_some(after.reached)
-            }
+            Quantity::AttackSuccessRate | Quantity::CommonAttackSuccessRate => self.counts().then_some(after.reached),
             Quantity::AttackedError => Some(after.reached),
             Quantity::AttackedAccuracy => Some(after.correct || after.flagged),
             Quantity::RobustAccuracy => Some(before.correct && (after.correct || after.flagged)),
@@ -120,9 +118,7 @@ impl Rate {
 pub(crate) fn rate(quantity: Quantity, images: &[Outcome], after: After) -> Option<Rate> {
     match quantity {
         Quantity::SoftAttackSuccessRate => {
-            return of_draws(images.iter().filter(|image| image.counts()), |image| {
-                image.after[after as usize].draws
-            });
+            return of_draws(images.iter().filter(|image| image.counts()), |image| image.after[after as usize].draws);
         }
         Quantity::InvarianceRate => return of_draws(images.iter(), |image| image.alike),
         _ => {}

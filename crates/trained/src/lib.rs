@@ -58,8 +58,7 @@ impl Trained {
         let spec: nets::Spec = serde_json::from_value(model).map_err(|fault| foreign(fault.to_string()))?;
         let graph = spec.graph().map_err(|fault| foreign(fault.to_string()))?;
         let path = epoch.weights(&table)?;
-        let mut weights =
-            weights::open(&path).and_then(|file| file.fit(&graph, None, false)).map_err(fault)?.weights;
+        let mut weights = weights::open(&path).and_then(|file| file.fit(&graph, None, false)).map_err(fault)?.weights;
         for tensor in weights.values_mut() {
             *tensor = tensor.to_dtype(DType::F32)?;
         }

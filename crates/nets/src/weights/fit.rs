@@ -44,10 +44,15 @@ type Candidate<'a> = HashMap<&'a str, Vec<Place<'a>>>;
 
 /// Finds the tensors that are wanted, before whose names `key` stands where it is given; an error says why none or more
 /// than one are meant.
-pub(super) fn choose<'a>(contents: &'a Contents, wanted: &'a Wanted, key: Option<&'a str>) -> Result<Choice<'a>, String> {
+pub(super) fn choose<'a>(
+    contents: &'a Contents,
+    wanted: &'a Wanted,
+    key: Option<&'a str>,
+) -> Result<Choice<'a>, String> {
     let search = Search::new(contents, wanted, key);
     let candidates = search.candidates()?;
-    let mut complete: Vec<&String> = candidates.keys().filter(|prefix| search.is_complete(&candidates[*prefix])).collect();
+    let mut complete: Vec<&String> =
+        candidates.keys().filter(|prefix| search.is_complete(&candidates[*prefix])).collect();
     complete.sort_by_key(|prefix| prefix.len());
     if key.is_some() && complete.first().is_some_and(|prefix| prefix.is_empty()) {
         complete.truncate(1);
@@ -57,7 +62,8 @@ pub(super) fn choose<'a>(contents: &'a Contents, wanted: &'a Wanted, key: Option
     let mut known: BTreeSet<usize> = BTreeSet::new();
     for &other in others {
         let second = search.take(&candidates[other])?;
-        if let Some(name) = taken.iter().find(|(name, place)| !same(place.named, second[**name].named)).map(|(name, _)| name)
+        if let Some(name) =
+            taken.iter().find(|(name, place)| !same(place.named, second[**name].named)).map(|(name, _)| name)
         {
             let [first, other] = [first, other].map(|prefix| search.after_key(prefix));
             return Err(format!(
@@ -120,7 +126,11 @@ impl<'a> Search<'a> {
             let firsts: BTreeSet<&str> =
                 self.contents.tensors.iter().map(|named| full_first(named)).collect::<BTreeSet<_>>();
             let firsts: Vec<String> = firsts.into_iter().take(5).map(|first| format!("`{first}`")).collect();
-            return Err(format!("`key = \"{}\"` is before no name; names begin with {}", key.join("."), firsts.join(", ")));
+            return Err(format!(
+                "`key = \"{}\"` is before no name; names begin with {}",
+                key.join("."),
+                firsts.join(", ")
+            ));
         }
         Ok(found)
     }
@@ -134,7 +144,8 @@ impl<'a> Search<'a> {
             for split in 0..=deepest {
                 let rest = parts[split..].join(".");
                 if let Some(name) = self.name_of(&rest) {
-                    let is_exact = full(named).len() == rest.len() + self.key.map_or(0, |key| key.len() + usize::from(!key.is_empty()));
+                    let is_exact = full(named).len()
+                        == rest.len() + self.key.map_or(0, |key| key.len() + usize::from(!key.is_empty()));
                     let candidate = candidates.entry(parts[..split].join(".")).or_default();
                     candidate.entry(name).or_default().push(Place { index, named, is_exact });
                 }
@@ -149,7 +160,9 @@ impl<'a> Search<'a> {
 
     fn is_complete(&self, candidate: &Candidate<'a>) -> bool {
         self.needed.keys().all(|name| {
-            candidate.get(name).is_some_and(|places| places.iter().any(|place| self.is_right(name, &place.named.stored)))
+            candidate
+                .get(name)
+                .is_some_and(|places| places.iter().any(|place| self.is_right(name, &place.named.stored)))
         })
     }
 
@@ -269,7 +282,9 @@ impl<'a> Search<'a> {
         if ours.iter().enumerate().all(near) {
             return Ok(());
         }
-        let short = |values: &[f64]| values.iter().map(|v| ((v * 1e6).round() / 1e6).to_string()).collect::<Vec<_>>().join(", ");
+        let short = |values: &[f64]| {
+            values.iter().map(|v| ((v * 1e6).round() / 1e6).to_string()).collect::<Vec<_>>().join(", ")
+        };
         let (theirs, ours) = (short(&theirs), short(ours));
         let name = full(named);
         Err(format!(
@@ -286,9 +301,9 @@ impl<'a> Search<'a> {
             };
             candidate.iter().filter(is_right).count()
         };
-        let best = candidates.iter().max_by_key(|(prefix, candidate)| {
-            (right(candidate), candidate.len(), std::cmp::Reverse(prefix.len()))
-        });
+        let best = candidates
+            .iter()
+            .max_by_key(|(prefix, candidate)| (right(candidate), candidate.len(), std::cmp::Reverse(prefix.len())));
         let none = Candidate::new();
         let (prefix, candidate) = best.map_or(("", &none), |(prefix, candidate)| (prefix.as_str(), candidate));
         let (mut wrong, mut missing, mut reshaped) = (vec![], vec![], vec![]);
@@ -335,7 +350,8 @@ impl<'a> Search<'a> {
     fn hint(&self, reshaped: &[(&String, &Vec<usize>, &Vec<usize>)], nothing_else: bool) -> Option<String> {
         let is_head = |name: &str| name.starts_with(&self.wanted.head);
         let (_, _, theirs) = reshaped.first()?;
-        if nothing_else && reshaped.iter().all(|(name, ours, theirs)| is_head(name) && ours.get(1..) == theirs.get(1..)) {
+        if nothing_else && reshaped.iter().all(|(name, ours, theirs)| is_head(name) && ours.get(1..) == theirs.get(1..))
+        {
             let classes = theirs[0];
             return Some(format!(
                 "the file's network has {classes} classes: say `classes = {classes}` in its `model`, or train a last layer of \
@@ -377,8 +393,10 @@ fn raw_prefix(named: &Named, name: &str) -> String {
 
 /// Two of the file's own tensors, and how many more.
 fn own_tensors(own: &[&Named]) -> String {
-    let own: Vec<String> =
-        own.iter().map(|named| format!("the file's `{}` {:?} is not part of it", full(named), named.stored.shape)).collect();
+    let own: Vec<String> = own
+        .iter()
+        .map(|named| format!("the file's `{}` {:?} is not part of it", full(named), named.stored.shape))
+        .collect();
     few(&own).unwrap_or_default()
 }
 

@@ -11,8 +11,9 @@ use std::{
 };
 
 use super::{
-    pickle::{self, Id, Item, Pickle, Tree},
+    pickle::{self, Pickle},
     stored::{Kind, Numbers, Stored},
+    tree::{Id, Item, Tree},
 };
 
 /// A tensor of a file and where it is.
@@ -281,9 +282,10 @@ impl Walker<'_> {
             if depth < DEPTH { self.rebuilt(name, arguments, depth + 1) } else { None }
         };
         match (name, arguments) {
-            ("torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2", [storage, offset, size, strides, ..]) => {
-                Some(self.view(*storage, *offset, *size, *strides))
-            }
+            (
+                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+                [storage, offset, size, strides, ..],
+            ) => Some(self.view(*storage, *offset, *size, *strides)),
             ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", [tensor, ..]) => {
                 inner(*tensor)
             }
@@ -371,7 +373,8 @@ impl Walker<'_> {
 
     /// The kind of NumPy's numbers, and whether they are big-endian: `dtype("f4")` with the state `(version, order, ...)`.
     fn dtype(&self, id: Id) -> (Kind, bool) {
-        let name = self.tree.call(id).and_then(|(_, arguments)| self.tree.text(*arguments.first()?)).unwrap_or_default();
+        let name =
+            self.tree.call(id).and_then(|(_, arguments)| self.tree.text(*arguments.first()?)).unwrap_or_default();
         let order = match self.tree.get(id) {
             Item::Made { state: Some(state), .. } => {
                 self.tree.elements(*state).and_then(|state| self.tree.text(*state.get(1)?))

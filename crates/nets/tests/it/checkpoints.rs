@@ -153,8 +153,11 @@ fn absurd_sizes_take_no_memory_and_nothing_is_executed() {
         open(&path).and_then(|file| file.fit(&tiny(), None, false)).unwrap_err()
     };
     // Texts, integers and frames that claim more than the file holds.
-    for bytes in [&b"\x80\x02X\xff\xff\xff\xff"[..], b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x80\x02\x8b\xff\xff\xff\x7f"]
-    {
+    for bytes in [
+        &b"\x80\x02X\xff\xff\xff\xff"[..],
+        b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"\x80\x02\x8b\xff\xff\xff\x7f",
+    ] {
         assert!(refuse(bytes).to_string().contains("ends early"));
     }
     // Lists of lists of lists, each ten times the one before: a few bytes, 10^30 places.
@@ -182,12 +185,15 @@ fn absurd_sizes_take_no_memory_and_nothing_is_executed() {
         weights.remove("linear.bias");
         let value = joined(
             prefixed("", &weights),
-            dictionary([("linear.bias", Value::Strided {
-                of: Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap(),
-                offset: 0,
-                shape: shape[..1].to_vec(),
-                strides: strides[..1].to_vec(),
-            })]),
+            dictionary([(
+                "linear.bias",
+                Value::Strided {
+                    of: Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap(),
+                    offset: 0,
+                    shape: shape[..1].to_vec(),
+                    strides: strides[..1].to_vec(),
+                },
+            )]),
         );
         let error = refused(&value, None);
         assert!(error.contains("linear.bias") && (error.contains("storage") || error.contains("absurd")), "{error}");
@@ -235,7 +241,10 @@ fn every_nest_and_prefix_is_found() {
 #[test]
 fn of_two_networks_one_must_be_chosen_unless_they_are_equal() {
     let two = |other: u64| {
-        dictionary([("state_dict", prefixed("module.", &network(1))), ("state_dict_ema", prefixed("", &network(other)))])
+        dictionary([
+            ("state_dict", prefixed("module.", &network(1))),
+            ("state_dict_ema", prefixed("", &network(other))),
+        ])
     };
     let error = refused(&two(2), None);
     assert!(error.contains("`key = \"state_dict\"`") && error.contains("`key = \"state_dict_ema\"`"), "{error}");
@@ -277,9 +286,8 @@ fn a_second_tensor_for_one_name_is_refused_unless_it_is_equal() {
 #[test]
 fn a_normaliser_in_the_file_must_be_the_models() {
     let madry = |mean: [f32; 3]| {
-        let shaped = |values: [f32; 3]| {
-            Value::Tensor(Tensor::new(&values, &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap())
-        };
+        let shaped =
+            |values: [f32; 3]| Value::Tensor(Tensor::new(&values, &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap());
         let normalisers = dictionary([
             ("module.normalizer.new_mean", shaped(mean)),
             ("module.normalizer.new_std", shaped([0.2, 0.2, 0.1])),
@@ -351,7 +359,10 @@ fn a_misfit_names_both_sides_and_the_mend() {
     let mut more = change("linear.weight", &[10, 4]);
     more.insert("linear.bias".into(), Tensor::zeros(10, DType::F32, &Device::Cpu).unwrap());
     let classes = refused(&prefixed("", &more), None);
-    assert!(classes.contains("`linear.weight` is [10, 4], not [3, 4]") && classes.contains("`classes = 10`"), "{classes}");
+    assert!(
+        classes.contains("`linear.weight` is [10, 4], not [3, 4]") && classes.contains("`classes = 10`"),
+        "{classes}"
+    );
     let mut whole = network(1);
     whole.insert("bn1.bias".into(), Tensor::new(&[1i64], &Device::Cpu).unwrap());
     assert!(refused(&prefixed("", &whole), None).contains("`bn1.bias` holds i64"));

@@ -9,7 +9,12 @@ pub enum Value {
     Text(String),
     Tensor(Tensor),
     /// A tensor of a storage, with any claims.
-    Strided { of: Tensor, offset: u8, shape: Vec<u64>, strides: Vec<u64> },
+    Strided {
+        of: Tensor,
+        offset: u8,
+        shape: Vec<u64>,
+        strides: Vec<u64>,
+    },
     Dict(Vec<(String, Value)>),
     Tuple(Vec<Value>),
     /// A call of a function.
