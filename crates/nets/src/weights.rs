@@ -5,6 +5,7 @@ mod names;
 mod pickle;
 mod stored;
 mod torch;
+mod tree;
 
 use std::{
     collections::BTreeMap,

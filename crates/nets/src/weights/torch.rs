@@ -11,8 +11,9 @@ use std::{
 };
 
 use super::{
-    pickle::{self, Id, Item, Pickle, Tree},
+    pickle::{self, Pickle},
     stored::{Kind, Numbers, Stored},
+    tree::{Id, Item, Tree},
 };
 
 /// A tensor of a file and where it is.

@@ -123,17 +123,18 @@ fn what_is_no_state_dict_is_refused_with_a_mend() {
     says(&[0x80, 2, b'}', b'.'], "no tensor");
     let whole = stream(&prefixed("", &network(1)));
     for keep in [3, 40, whole.len() / 2, whole.len() - 1] {
-        says(&whole[..keep], "cannot be read");
+        says(&whole[..keep], "can be read");
     }
     let whole = file("zip.pth");
     for keep in [30, whole.len() / 2, whole.len() - 1] {
-        says(&whole[..keep], "cannot be read");
+        says(&whole[..keep], "can be read");
     }
     // A changed number of a storage: the archive's checksum tells.
     let mut changed = whole;
-    let at = changed.windows(8).position(|bytes| bytes == b"/data/0F" || bytes.starts_with(b"/data/0")).unwrap() + 64;
-    changed[at] ^= 0x10;
-    says(&changed, "");
+    let at = changed.windows(7).position(|bytes| bytes == b"/data/0").unwrap();
+    // Numbers begin at the next multiple of 64 bytes, and there are 96 bytes of them.
+    changed[at + 90] ^= 0x10;
+    says(&changed, "damaged");
     let error = open(&golden("quantised.pth")).unwrap().fit(&tiny(), None, false).unwrap_err().to_string();
     assert!(error.contains("is missing"), "{error}");
     assert!(load(&golden("quantised.pth")).unwrap_err().to_string().contains("quantised"));
