@@ -77,7 +77,7 @@ impl Trained {
         let name = table.parts[0].path.display();
         let model = table.provenance().facts.get("model").cloned().unwrap_or(Value::Null);
         let foreign = |fault: String| Unfit(format!("{name}: does not name its network ({fault}); run finetune again"));
-        let spec = match serde_json::from_value(model).map_err(|fault| foreign(fault.to_string()))? {
+        let spec = match serde_json::from_value::<Model>(model).map_err(|fault| foreign(fault.to_string()))? {
             Model::Graph(spec) => spec,
             Model::Candle(spec) => {
                 let path = epoch.weights(&table)?;

@@ -25,7 +25,8 @@ fn python() -> Option<&'static str> {
 }
 
 fn options() -> Options {
-    Options { seconds: 120.0, memory: None, threads: 1, shared_memory: true, data_root: None }
+    // A busy machine takes minutes to import torch.
+    Options { seconds: 900.0, memory: None, threads: 1, shared_memory: true, data_root: None }
 }
 
 fn start(python: &str, what: &str) -> Client {
