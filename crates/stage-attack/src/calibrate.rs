@@ -14,11 +14,8 @@ use nets::{AdamW, Graph, Inside, Spec, Trainee, Weights, train::Settings, weight
 use serde::{Deserialize, Serialize};
 use stage::Stopwatch;
 
-/// Seconds on the wall that a work is repeated for.
+/// Processor seconds that a work is repeated for.
 const ENOUGH: f64 = 0.1;
-
-/// Images evaluated together at most: enough for every thread, and soon done.
-const IMAGES: usize = 32;
 
 /// A kind of work on square images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,10 +97,10 @@ impl Work {
     /// Measures it on all threads.
     fn time(&self) -> anyhow::Result<Time> {
         match self {
-            Self::Logits { network } => network.case(IMAGES)?.query(false),
-            Self::Gradient { network } => network.case(IMAGES)?.query(true),
-            Self::Compile { network } => network.case(1)?.compile(),
-            Self::Train { network, batch } => network.case((*batch).min(IMAGES))?.train(),
+            Self::Logits { network } => network.case(usize::MAX)?.query(false),
+            Self::Gradient { network } => network.case(usize::MAX)?.query(true),
+            Self::Compile { network } => network.case(FEW)?.compile(),
+            Self::Train { network, batch } => network.case(*batch)?.train(),
             Self::Defend { defense, side } => defend(defense, *side, false),
             Self::Pullback { defense, side } => defend(defense, *side, true),
         }
@@ -130,7 +127,7 @@ struct Images {
 impl Images {
     fn noise(most: usize, side: u32) -> anyhow::Result<Self> {
         let side = side as usize;
-        let n = most.min(trained::batch_of(side * side)).max(2);
+        let n = most.min(trained::batch_of(side * side)).max(FEW);
         let key = Key::root(0).phase(Phase::Data);
         let mut pixels = vec![0.0; n * 3 * side * side];
         key.fill_uniform(&mut pixels);
@@ -138,18 +135,34 @@ impl Images {
         Ok(Self { x, keys: (0..n as u64).map(|image| key.image(image)).collect() })
     }
 
-    /// The time of one image.
-    fn time(&self, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Time> {
+    /// The first `n` of them.
+    fn some(&self, n: usize) -> anyhow::Result<(Tensor, &[Key])> {
+        Ok((self.x.narrow(0, 0, n)?, &self.keys[..n]))
+    }
+
+    /// The time of one image, where `work` does the images that it is given.
+    fn time(&self, mut work: impl FnMut(&Tensor, &[Key]) -> anyhow::Result<()>) -> anyhow::Result<Time> {
+        let (x, keys) = self.some(FEW)?;
         // The first time, memory is new and networks are not compiled.
-        work()?;
-        repeat(self.keys.len(), work)
+        work(&x, keys)?;
+        let watch = Stopwatch::start();
+        work(&x, keys)?;
+        // As many as a stage asks together, unless that takes long: they leave the caches.
+        let n = (FEW as f64 * ENOUGH / watch.processor().max(1e-9)) as usize;
+        let n = n.clamp(FEW, self.keys.len());
+        let (x, keys) = self.some(n)?;
+        work(&x, keys)?;
+        repeat(n, || work(&x, keys))
     }
 }
+
+/// Images that are enough to compile a network for, and to see how fast it is.
+const FEW: usize = 2;
 
 /// The time of one of the `size` things that `work` does, over as many repeats as are [`ENOUGH`].
 fn repeat(size: usize, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Time> {
     let (watch, mut count) = (Stopwatch::start(), 0);
-    while count == 0 || watch.wall() < ENOUGH {
+    while count == 0 || watch.processor() < ENOUGH {
         work()?;
         count += size;
     }
@@ -173,11 +186,11 @@ impl Case {
 
     /// Asks as attacks and votes do.
     fn query(&self, gradient: bool) -> anyhow::Result<Time> {
-        let (net, Images { x, keys }) = (self.executor()?, &self.images);
-        let victim = Victim { net: net.as_ref(), defense: &Identity {}, batch: keys.len() };
-        let goal = Goal::Untargeted(self.labels.clone());
-        self.images.time(|| {
+        let net = self.executor()?;
+        let victim = Victim { net: net.as_ref(), defense: &Identity {}, batch: self.labels.len() };
+        self.images.time(|x, keys| {
             if gradient {
+                let goal = Goal::Untargeted(self.labels[..keys.len()].to_vec());
                 victim.gradient(x, &goal, Loss::default(), Eot::default(), keys)?;
             } else {
                 victim.predict(x, keys)?.to_dtype(DType::F64)?;
@@ -195,21 +208,20 @@ impl Case {
         let mut trainee = Trainee::new(&self.graph, &self.weights, &Device::Cpu)?;
         let settings = Settings::default();
         let mut optimiser = AdamW::new(settings);
-        self.images.time(|| {
-            let query = trainee.query(&self.images.x, &self.labels)?;
+        self.images.time(|x, keys| {
+            let query = trainee.query(x, &self.labels[..keys.len()])?;
             Ok(optimiser.step(&mut trainee, &query.gradients, 1e-3)?)
         })
     }
 }
 
 fn defend(defense: &defenses::Spec, side: u32, back: bool) -> anyhow::Result<Time> {
-    let (images, defense) = (Images::noise(IMAGES, side)?, defense.build());
-    let Images { x, keys } = &images;
-    let upstream = defense.apply(x, keys)?;
-    images.time(|| {
+    let (images, defense) = (Images::noise(usize::MAX, side)?, defense.build());
+    let upstream = defense.apply(&images.x, &images.keys)?;
+    images.time(|x, keys| {
         defense.apply(x, keys)?;
         if back {
-            pullback(defense, x, keys, &upstream)?;
+            pullback(defense, x, keys, &upstream.narrow(0, 0, keys.len())?)?;
         }
         Ok(())
     })
