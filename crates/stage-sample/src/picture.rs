@@ -3,7 +3,11 @@
 use std::io::Cursor;
 
 use anyhow::{Context as _, bail};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image};
+use fast_image_resize::{
+    FilterType, ResizeAlg, ResizeOptions, Resizer,
+    images::{TypedImage, TypedImageRef},
+    pixels::U8x3,
+};
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, RgbImage,
     codecs::png::PngEncoder, imageops, metadata,
@@ -126,11 +130,13 @@ fn shorter_side(image: RgbImage, side: u32) -> anyhow::Result<RgbImage> {
     }
     let scaled = u32::try_from(u64::from(side) * u64::from(long) / u64::from(short)).context("too large a `resize`")?;
     let (new_width, new_height) = if width <= height { (side, scaled) } else { (scaled, side) };
-    let from = Image::from_vec_u8(width, height, image.into_raw(), PixelType::U8x3)?;
-    let mut to = Image::new(new_width, new_height, PixelType::U8x3);
+    let mut resized = RgbImage::new(new_width, new_height);
+    // Of one type of pixel: `resize` would be compiled for all sixteen.
+    let from = TypedImageRef::<U8x3>::from_buffer(width, height, image.as_raw())?;
+    let mut to = TypedImage::<U8x3>::from_buffer(new_width, new_height, &mut resized)?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new().resize(&from, &mut to, &options)?;
-    RgbImage::from_raw(new_width, new_height, to.into_vec()).context("a resized image of another size")
+    Resizer::new().resize_typed(&from, &mut to, &options)?;
+    Ok(resized)
 }
 
 /// torchvision's `CenterCrop(side)`: smaller images are framed in black first, odd pixels going right and below; half
