@@ -23,7 +23,7 @@ PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help build fetch test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
@@ -49,6 +49,11 @@ define compile
 	@$(BUILD) $(patsubst %,--bin %,$(1))
 endef
 endif
+
+# No phony target, so that Make makes it only where a file of the hub must be fetched.
+.SECONDARY: fetch
+fetch: ## compile the one program that reaches a network; pipelines do so where a file of the hub is missing
+	$(call compile,fetch)
 
 test: ## run every test
 	cargo test --release --workspace $(CARGOFLAGS)

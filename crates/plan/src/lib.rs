@@ -6,6 +6,7 @@
 
 pub mod cells;
 pub mod costs;
+pub mod fetches;
 pub mod figures;
 pub mod file;
 pub mod jobs;

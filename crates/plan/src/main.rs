@@ -3,7 +3,7 @@
 use std::{error::Error as _, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use plan::{Error, Options, Plan, Rates, Result, Scale, Sources, costs, make};
+use plan::{Error, Options, Plan, Rates, Result, Scale, Sources, costs, fetches, make};
 
 /// Turns pipeline files into parameters and Make rules under data/plan/<scale>/.
 ///
@@ -60,6 +60,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else if arguments.cost {
         print(&costs::tables(&plan, &Rates::read(&arguments.rates)?));
     }
+    fetches::forget(plan.jobs.all(), &hub::Cache::from_env());
     // Listed commands name parameter files, so these are written in any case.
     for (path, text) in make::files(&plan, &options)? {
         plan::write_if_changed(&path, &text)?;

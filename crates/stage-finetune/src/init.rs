@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use artifact::FinetuneRow;
 use candle_core::DType;
 use game::{Key, Phase};
-use hub::{Fetched, File, Hub, Kind};
+use hub::{Cache, Found};
 use nets::{Graph, Op, Weights, weights};
 use serde_json::{Value, json};
 use stage::{Context, Invalid, Unfit};
@@ -19,15 +20,14 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// Finds the file, downloading it if it is on the hub, and checks its digest.
+    /// Finds the file, in the hub's cache if it is the hub's, and checks its digest.
     pub fn open(init: &Init, ctx: &Context) -> anyhow::Result<Self> {
         let (path, wanted, new_head) = match init {
             Init::Fresh {} => return Ok(Self::Fresh),
             Init::File { path, sha256, new_head } => (ctx.local(Path::new(path))?, sha256.as_deref(), *new_head),
-            Init::Hub { repo, revision, file, sha256, new_head } => {
-                let file = File { kind: Kind::Model, repo, revision, path: file, sha256: sha256.as_deref() };
-                let Fetched { path, sha256 } =
-                    Hub::from_env().fetch(&file).map_err(|error| Unfit(error.to_string()))?;
+            Init::Hub { new_head, .. } => {
+                let file = init.hub_file().context("a file of the hub")?;
+                let Found { path, sha256 } = Cache::from_env().find(&file).map_err(|error| Unfit(error.to_string()))?;
                 return Ok(Self::File { path, sha256, new_head: *new_head });
             }
             Init::Finetuned { epoch, new_head } => (epoch.weights(&ctx.table::<FinetuneRow>()?)?, None, *new_head),

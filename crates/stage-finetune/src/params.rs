@@ -64,6 +64,21 @@ pub enum Init {
     },
 }
 
+impl Init {
+    /// The file of the hub that it names, if it names one.
+    #[must_use]
+    pub fn hub_file(&self) -> Option<hub::File> {
+        let Self::Hub { repo, revision, file, sha256, .. } = self else { return None };
+        Some(hub::File {
+            kind: hub::Kind::Model,
+            repo: repo.clone(),
+            revision: revision.clone(),
+            path: file.clone(),
+            sha256: sha256.clone(),
+        })
+    }
+}
+
 /// The training recipe; the defaults are those of the paper's fine-tuning (appendix D.2 and the authors' code).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

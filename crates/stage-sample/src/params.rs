@@ -132,7 +132,7 @@ impl Source {
             }
             Self::Folder { path } => Box::new(Folder::open(&ctx.local(path)?, path, params.names())?),
             Self::Hub { repo, revision, files, image, label } => {
-                Box::new(Parquet::open(hub::fetch(repo, revision, files)?, image, label)?)
+                Box::new(Parquet::open(hub::find(repo, revision, files)?, image, label)?)
             }
         })
     }
