@@ -1,5 +1,6 @@
 //! The whole pipeline, its plans, and the rules of the house.
 
+mod folders;
 mod hub;
 mod paper;
 mod plans;

@@ -185,4 +185,9 @@ fn what_is_made_stays_made_when_the_cache_has_gone() {
     assert!(!bench.output(&["-n", "one"]).contains("fetch"));
     bench.output(&["one", "OFFLINE=1"]);
     assert!(bench.hub.downloads().is_empty());
+    bench.output(&["verify"]);
+    fs::remove_dir_all(bench.project.path().join("cache/datasets--a--b")).unwrap();
+    let told = bench.failure(&["verify"]);
+    let command = format!("fetch hf://datasets/a/b@{COMMIT}/images.parquet brings it back");
+    assert!(told.contains(&command) && told.contains("1 not as recorded"), "{told}");
 }

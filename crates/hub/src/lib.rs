@@ -61,6 +61,12 @@ pub fn sha256(path: &Path) -> io::Result<String> {
     Ok(hexadecimal(&state.finalize()))
 }
 
+/// SHA-256 of a text, in hexadecimal.
+#[must_use]
+pub fn digest(text: &str) -> String {
+    hexadecimal(&Sha256::digest(text))
+}
+
 /// The first eight digits of a text's SHA-256: enough to tell the files of a plan apart.
 #[must_use]
 pub fn short(text: &str) -> String {

@@ -9,6 +9,7 @@ pub mod costs;
 pub mod fetches;
 pub mod figures;
 pub mod file;
+pub mod folders;
 pub mod jobs;
 pub mod make;
 pub mod rates;

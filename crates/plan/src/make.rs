@@ -9,7 +9,7 @@ use std::{
 use stage::Stage;
 use stage_report::Report as ReportStage;
 
-use crate::{Error, Job, Options, Plan, Result, Work, fetches, jobs::sorted};
+use crate::{Error, Job, Options, Plan, Result, Work, fetches, folders, jobs::sorted};
 
 /// Characters that Make or a shell would not take literally.
 const SPECIAL: &str = " \t\n$#:%\\*?[]~'\"`;&|<>()!=";
@@ -62,8 +62,7 @@ pub fn fragment(plan: &Plan, options: &Options) -> Result<String> {
         match &report.work {
             Ok(work) => text.push_str(&report_rule(plan, name, work, options)),
             Err(reason) => {
-                let reason = reason.replace('\'', "").replace('$', "$$").replace('\n', " ");
-                writeln!(text, "{name}:\n\t@echo '{name}: {reason}' >&2; exit 1").expect("as above");
+                writeln!(text, "{name}:\n\t@echo '{name}: {}' >&2; exit 1", said(reason)).expect("as above");
             }
         }
     }
@@ -87,7 +86,8 @@ fn report_rule(plan: &Plan, name: &str, work: &Work, options: &Options) -> Strin
 fn job_rules(plan: &Plan, job: &Job, options: &Options) -> Result<String> {
     let params = parameters(job, options);
     let mut sources = outputs(plan, &job.inputs);
-    for file in &job.files {
+    let is_folder = folders::reads_one(job);
+    for file in job.files.iter().filter(|_| !is_folder) {
         sources.push(plain(file)?.to_owned());
     }
     let sources = sources.join(" ");
@@ -96,6 +96,15 @@ fn job_rules(plan: &Plan, job: &Job, options: &Options) -> Result<String> {
     let mut text = String::new();
     for (shard, out) in job.outputs().iter().enumerate() {
         let command = command(MAKE, plan, job, shard, options)?;
+        if let Some(reason) = folders::stale(job, Path::new(out)) {
+            let reason = said(&reason);
+            writeln!(
+                text,
+                ".PHONY: changed\n{out}: changed | {params} build\n\t@echo '{out}: made again: {reason}'\n\t{command}"
+            )
+            .expect("a string takes all");
+            continue;
+        }
         writeln!(text, "{out}: {sources} | {params} {fetched}build\n\t{command}").expect("a string takes all");
     }
     Ok(text)
@@ -224,6 +233,11 @@ fn report_path(name: &str, options: &Options) -> String {
 
 fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
+}
+
+/// A sentence in the quotes of a shell in a recipe.
+fn said(text: &str) -> String {
+    text.replace('\'', "").replace('$', "$$").replace(['\n', '\r'], " ")
 }
 
 /// The path as text, if Make and a shell take it literally.

@@ -40,6 +40,16 @@ impl Source {
         Ok(Self::File { path, sha256, new_head })
     }
 
+    /// The file among the inputs, by the name that the parameters give it, if it is none of an earlier stage's.
+    pub fn input(&self, init: &Init) -> Option<(String, String)> {
+        let Self::File { sha256, .. } = self else { return None };
+        let name = match init {
+            Init::File { path, .. } => path.clone(),
+            _ => init.hub_file()?.to_string(),
+        };
+        Some((name, sha256.clone()))
+    }
+
     /// Facts for the record: the digest of the file the weights came from.
     pub fn facts(&self) -> Value {
         match self {

@@ -48,6 +48,7 @@ impl Stage for Finetune {
         let source = Source::open(&params.init, ctx)?;
         let images = ctx.of_kind(SampleRow::KIND).next().map(|_| images::read(ctx, Shard::WHOLE, None)).transpose()?;
         let augment = params.training.as_ref().map(|training| training.augment).unwrap_or_default();
+        out.provenance_mut().inputs.extend(source.input(&params.init));
         out.provenance_mut().facts.extend(facts(params, &source, images.as_ref(), augment));
         let metadata = metadata(params, &source);
         let job = Job { params, ctx, graph, source, augment, metadata };

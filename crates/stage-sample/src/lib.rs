@@ -9,6 +9,7 @@ mod hub;
 mod params;
 mod parquet;
 mod picture;
+mod seen;
 
 use std::collections::BTreeSet;
 
@@ -17,6 +18,7 @@ use artifact::{SampleRow, Writer};
 pub use params::{Classes, HubFile, Params, Source};
 pub use picture::{Picture, prepare};
 use rayon::prelude::*;
+pub use seen::stale;
 use serde_json::json;
 use stage::{Context, Stage, Unfit};
 
@@ -48,6 +50,10 @@ trait Reader {
     fn classes(&self) -> Option<Vec<String>>;
     /// SHA-256 by name of all that the images of these ids are read from.
     fn inputs(&self, ids: &[u32]) -> anyhow::Result<Vec<(String, String)>>;
+    /// The files of these ids, where each is a file of a folder.
+    fn listing(&self, _ids: &[u32]) -> Option<seen::Listing> {
+        None
+    }
     /// Hands over the images of these ids, which ascend, in their order.
     fn read(&self, ids: &[u32], each: &mut dyn FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<()>;
 }
@@ -72,6 +78,9 @@ impl Stage for Sample {
         let wanted: Vec<u32> = kept.iter().enumerate().filter(of_shard).map(|(_, &id)| id).collect();
         ctx.announce(&format!("{} of {} images, some milliseconds each", wanted.len(), reader.len()));
         out.provenance_mut().inputs.extend(reader.inputs(&kept)?);
+        if let Some(listing) = reader.listing(&kept) {
+            out.provenance_mut().record_folder(&listing.name, &listing.record(&ctx.out)?);
+        }
 
         let progress = ctx.progress(wanted.len() as u64, "images");
         let mut sizes = BTreeSet::new();

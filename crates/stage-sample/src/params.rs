@@ -158,7 +158,7 @@ impl Params {
         }
     }
 
-    fn names(&self) -> Option<&[String]> {
+    pub(crate) fn names(&self) -> Option<&[String]> {
         match &self.classes {
             Some(Classes::Names(names)) => Some(names),
             _ => None,

@@ -1,5 +1,6 @@
 //! The stage as a whole: rows, shards, errors.
 
+mod folders;
 mod pictures;
 mod sources;
 
