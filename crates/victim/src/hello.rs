@@ -85,11 +85,12 @@ impl Hello {
         };
         let sides: Option<Vec<usize>> =
             list("shape").iter().map(|side| side.parse().ok().filter(|&side| side > 0)).collect();
-        let shape = match (text("shape").unwrap_or_default(), sides.and_then(|sides| <[usize; 3]>::try_from(sides).ok())) {
-            ("", _) => None,
-            (_, Some(shape)) => Some(shape),
-            _ => return Err(wrong("shape")),
-        };
+        let shape =
+            match (text("shape").unwrap_or_default(), sides.and_then(|sides| <[usize; 3]>::try_from(sides).ok())) {
+                ("", _) => None,
+                (_, Some(shape)) => Some(shape),
+                _ => return Err(wrong("shape")),
+            };
         let range = match text("range") {
             None => [0.0, 1.0],
             Some(_) => {
