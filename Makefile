@@ -23,13 +23,13 @@ PIPELINES := $(FILES:pipelines/%.toml=%)
 PLAN       = $(BIN)/plan --scale $(SCALE) --shards $(SHARDS) $(if $(DATA_ROOT),--data-root $(DATA_ROOT)) $(FILES)
 
 # Only goals that make artifacts need the plan. It is made anew each time (milliseconds) and written where it changed.
-ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(filter-out help build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify check-source cost list gc clean,$(or $(MAKECMDGOALS),help)),)
 include data/plan/$(SCALE)/plan.mk
 endif
 data/plan/$(SCALE)/plan.mk: build
 	@$(PLAN)
 
-.PHONY: all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify cost list gc clean help $(PIPELINES)
+.PHONY: all figures build test lint bench bench-torch cuda gpu-check gpu-rehearsal inspect verify check-source cost list gc clean help $(PIPELINES)
 
 all: $(PIPELINES) ## every pipeline
 
@@ -84,6 +84,9 @@ verify: build-inspect ## check the digests of every artifact's inputs and weight
 	@find data -name '*.parquet' ! -name '*.timing.parquet' ! -path 'data/record/*' -exec env DATA_ROOT='$(DATA_ROOT)' $(BIN)/inspect --verify {} +
 
 RATES = $(sort $(wildcard data/record/*/bench/engine.json)) $(sort $(wildcard data/record/*/gpu-check/gpu-check.json))
+
+check-source: build ## what a source holds, as it is understood: make check-source IMAGES=name, a file of pipelines/sources says which
+	@$(PLAN) --check-images $(or $(IMAGES),$(error name the images: make check-source IMAGES=cifar10-test))
 
 cost: build ## queries, votes, training images and hours of every pipeline at SCALE, before and after what is saved
 	@$(PLAN) --cost $(if $(strip $(RATES)),--rates $(RATES))

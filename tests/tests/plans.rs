@@ -62,6 +62,31 @@ fn the_smoke_plan_reads_as_it_did() {
 }
 
 #[test]
+fn weights_keep_the_classes_that_a_pipeline_asks_for() {
+    let planned = |classes: &str| {
+        let model = r#"model = { name = "cifar-resnet", depth = 8, width = 4 }"#;
+        let weights = format!(r#"weights = {{ source = "imagenet-resnet50", classes = {classes} }}"#);
+        let sample = r#"sample = { source = "imagenette-val", limit = 16 }"#;
+        changed(
+            "smoke",
+            Scale::Demo,
+            &[(model, &weights), (r#"sample = { source = "embedded-test", limit = 16 }"#, sample)],
+        )
+    };
+    let plan = planned("\"imagenette\"").unwrap();
+    let finetune = plan.jobs.all().iter().find(|job| job.stage == "finetune").unwrap();
+    assert_eq!(
+        (&finetune.params["classes"], &finetune.params["keep_classes"]),
+        (&"imagenet".into(), &"imagenette".into())
+    );
+    assert_eq!(finetune.params["model"]["classes"], 10);
+    for (classes, words) in [("10", "a number does not say which"), ("[\"tench\", \"troll\"]", "`troll`")] {
+        let text = planned(classes).unwrap_err().to_string();
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
 fn what_two_pipelines_share_runs_once() {
     let folder = tempfile::tempdir().unwrap();
     let smoke = root().join("pipelines/smoke.toml");

@@ -8,7 +8,7 @@ use std::{
 use defenses::Detector;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use stage::{Epoch, Stage};
+use stage::{Epoch, Stage, classes::Classes};
 use stage_attack::Attack;
 use stage_finetune::{Finetune, Keep, Training};
 use stage_fit::Fit;
@@ -91,6 +91,9 @@ struct UsedWeights {
     /// Whether the cell's recipe trains the network from these weights, with a fresh last layer for its own classes.
     #[serde(default)]
     new_head: bool,
+    /// The classes that the network keeps, of those that the weights have.
+    #[serde(default)]
+    classes: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -292,6 +295,9 @@ struct Making {
     defense: Option<Table>,
     base: Option<String>,
     files: Vec<PathBuf>,
+    /// The classes of the weights, and those that are kept.
+    classes: Option<Value>,
+    keep_classes: Option<Value>,
 }
 
 /// A planned network.
@@ -425,11 +431,9 @@ impl Planner<'_> {
             Trouble::Missing(format!("images `{name}` are not at hand: {}", sources::advice(&images.from, root)))
         })?;
         params.insert("source".to_owned(), Value::Object(place.source));
-        let defaults =
-            [("classes", json!(images.classes)), ("resize", json!(images.resize)), ("crop", json!(images.crop))];
-        for (key, value) in defaults {
-            if !value.is_null() && !params.contains_key(key) {
-                params.insert(key.to_owned(), value);
+        for (key, value) in images.defaults() {
+            if !params.contains_key(&key) {
+                params.insert(key, value);
             }
         }
         let (typed, params): (stage_sample::Params, Value) =
@@ -461,17 +465,37 @@ impl Planner<'_> {
             Some(used) => self.find(used)?,
             None => None,
         };
+        let kept = base.weights.as_ref().and_then(|used| used.classes.clone());
+        let keep =
+            kept.clone().map(read::<Classes>).transpose().map_err(|fault| format!("weights.classes: {fault}"))?;
         let spec = match (&base.model, &found) {
             (Some(model), _) => Value::Object(model.clone()),
-            (None, Some((weights, _))) => Value::Object(weights.clone()),
+            (None, Some((weights, _))) => {
+                let mut model = weights.model.clone();
+                if let Some(keep) = &keep {
+                    model.insert("classes".to_owned(), json!(keep.names().len()));
+                }
+                Value::Object(model)
+            }
             (None, None) => return Err("model: name an architecture, or weights that belong to one".to_owned().into()),
         };
         let model = architecture("model", spec)?;
         let new_head = base.weights.as_ref().is_some_and(|used| used.new_head);
+        if kept.is_some() && new_head {
+            return Err("weights.classes: a new head keeps no class; leave one of the two out".to_owned().into());
+        }
+        let known = found.as_ref().and_then(|(weights, _)| weights.classes.clone()).filter(|_| !new_head);
+        if found.is_some() && kept.is_some() && known.is_none() {
+            let text = "weights.classes: the source does not say which classes the weights have; add `classes` to it";
+            return Err(text.to_owned().into());
+        }
         let (init, files) = match found {
-            Some((mut theirs, mut place)) => {
-                if new_head {
+            Some((weights, mut place)) => {
+                let mut theirs = weights.model;
+                if new_head || kept.is_some() {
                     theirs.insert("classes".to_owned(), json!(model.classes()));
+                }
+                if new_head {
                     place.source.insert("new_head".to_owned(), json!(true));
                 }
                 let theirs = architecture("weights.model", Value::Object(theirs))?;
@@ -489,7 +513,17 @@ impl Planner<'_> {
         } else {
             None
         };
-        let made = Making { what: "training", init, recipe, defense: None, base: None, files };
+        let kept = kept.filter(|_| known.is_some());
+        let made = Making {
+            what: "training",
+            init,
+            recipe,
+            defense: None,
+            base: None,
+            files,
+            classes: known,
+            keep_classes: kept,
+        };
         let network = self.finetune(model, made)?;
         if !base.finetuned {
             return Ok(network);
@@ -506,16 +540,18 @@ impl Planner<'_> {
             defense: Some(base.defense.clone()),
             base: Some(network.address),
             files: vec![],
+            classes: None,
+            keep_classes: None,
         };
         self.finetune(network.model, made)
     }
 
     /// Weights by name: their architecture and the first place that has them, or nothing where they are to be trained.
-    fn find(&self, used: &UsedWeights) -> Result<Option<(Table, sources::Place)>, Trouble> {
+    fn find(&self, used: &UsedWeights) -> Result<Option<(sources::Weights, sources::Place)>, Trouble> {
         let weights = self.sources.weights(&used.source).map_err(|reason| format!("weights.source: {reason}"))?;
         let root = self.options.data_root.as_deref();
         match sources::first(&weights.from, root) {
-            Some(place) => Ok(Some((weights.model.clone(), place))),
+            Some(place) => Ok(Some((weights.clone(), place))),
             None if used.otherwise == Otherwise::Train => Ok(None),
             None => Err(Trouble::Missing(format!(
                 "weights `{}` are not at hand: {}, or let `otherwise = \"train\"` train them",
@@ -527,8 +563,13 @@ impl Planner<'_> {
 
     /// One finetune job: an import without a recipe, otherwise training on the recipe's sample.
     fn finetune(&mut self, model: nets::Spec, making: Making) -> Result<Network, Trouble> {
-        let Making { what, init, recipe, defense, base, files } = making;
+        let Making { what, init, recipe, defense, base, files, classes, keep_classes } = making;
         let mut params = json!({"model": model, "init": init});
+        for (key, value) in [("classes", classes), ("keep_classes", keep_classes)] {
+            if let Some(value) = value {
+                params[key] = value;
+            }
+        }
         let mut inputs: Vec<String> = base.into_iter().collect();
         let mut cost = Cost::default();
         let mut side = None;

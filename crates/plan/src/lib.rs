@@ -5,6 +5,7 @@
 //! evaluations, and at the recorded rates of a machine ([`rates`]) in hours.
 
 pub mod cells;
+pub mod check;
 pub mod costs;
 pub mod figures;
 pub mod file;

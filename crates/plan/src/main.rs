@@ -3,7 +3,7 @@
 use std::{error::Error as _, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use plan::{Error, Options, Plan, Rates, Result, Scale, Sources, costs, make};
+use plan::{Error, Options, Plan, Rates, Result, Scale, Sources, check, costs, make};
 
 /// Turns pipeline files into parameters and Make rules under data/plan/<scale>/.
 ///
@@ -32,13 +32,29 @@ struct Arguments {
     /// Recorded rates (engine.json, gpu-check.json), which turn costs into hours; of two for the same work the last counts.
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "cost")]
     rates: Vec<PathBuf>,
+    /// Read all images of this source instead, and print what was understood; a contact sheet goes to data/check/NAME.png.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "cost", "gc"])]
+    check_images: Option<String>,
     /// Delete the artifacts under data/ that no written plan names, and print them.
     #[arg(long)]
     gc: bool,
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if let Some(name) = &arguments.check_images {
+        return match check(&arguments, name) {
+            Ok(text) => {
+                print(&text);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                complain(&format!("check-source: {error:#}"));
+                stage::exit(&error).into()
+            }
+        };
+    }
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -48,13 +64,24 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a source of images holds, as text.
+fn check(arguments: &Arguments, name: &str) -> anyhow::Result<String> {
+    let (options, sources) = given(arguments)?;
+    check::images::check(&sources, name, &options, &PathBuf::from(format!("data/check/{name}.png")))
+}
+
+fn given(arguments: &Arguments) -> Result<(Options, Sources)> {
+    let options = Options { scale: arguments.scale, shards: arguments.shards, data_root: arguments.data_root.clone() };
+    let folder = arguments.pipelines[0].parent().map(|folder| folder.join("sources")).unwrap_or_default();
+    Ok((options, Sources::read(&folder)?))
+}
+
 fn run(arguments: &Arguments) -> Result<()> {
     if arguments.gc {
         return collect();
     }
-    let options = Options { scale: arguments.scale, shards: arguments.shards, data_root: arguments.data_root.clone() };
-    let folder = arguments.pipelines[0].parent().map(|folder| folder.join("sources")).unwrap_or_default();
-    let plan = Plan::new(&arguments.pipelines, &Sources::read(&folder)?, &options)?;
+    let (options, sources) = given(arguments)?;
+    let plan = Plan::new(&arguments.pipelines, &sources, &options)?;
     if let Some(name) = &arguments.list {
         print(&make::list(&plan, name, &options)?);
     } else if arguments.cost {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Error, Result, file, file::Table};
 
@@ -26,9 +26,18 @@ pub struct Sources {
 pub struct Images {
     /// Sources as the stage `sample` takes them, each with an optional `count` of its images.
     pub from: Vec<Table>,
-    /// Names of the classes, or how many there are, for files that do not carry them.
+    /// The classes: their names, the name of a list, or how many there are.
     #[serde(default)]
     pub classes: Option<Value>,
+    /// Which of them each class of the source is, where its name or number does not say.
+    #[serde(default)]
+    pub labels: Option<Value>,
+    /// The number that the source gives to its first class.
+    #[serde(default)]
+    pub first_label: Option<Value>,
+    /// Whether an orientation in an image's EXIF turns it.
+    #[serde(default)]
+    pub orientation: Option<Value>,
     /// Shorter side to resize to, unless the pipeline says otherwise.
     #[serde(default)]
     pub resize: Option<u32>,
@@ -46,6 +55,9 @@ pub struct Images {
 pub struct Weights {
     /// The network they belong to.
     pub model: Table,
+    /// The classes of their logits: names, the name of a list, or how many there are.
+    #[serde(default)]
+    pub classes: Option<Value>,
     /// Initial weights as the stage `finetune` takes them.
     pub from: Vec<Table>,
 }
@@ -61,6 +73,22 @@ pub struct Place {
     pub count: Option<u64>,
 }
 
+impl Images {
+    /// Parameters of the stage `sample` that hold unless a pipeline says otherwise.
+    #[must_use]
+    pub fn defaults(&self) -> Table {
+        let all = [
+            ("classes", json!(self.classes)),
+            ("labels", json!(self.labels)),
+            ("first_label", json!(self.first_label)),
+            ("orientation", json!(self.orientation)),
+            ("resize", json!(self.resize)),
+            ("crop", json!(self.crop)),
+        ];
+        all.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
 impl Sources {
     /// Reads every `*.toml` of a folder; a missing folder holds none.
     ///
@@ -72,7 +100,10 @@ impl Sources {
             let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
             let wrong = |reason| Error::File { path: path.clone(), reason };
             let file: Self = toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
-            for (name, images) in file.images {
+            for (name, mut images) in file.images {
+                for place in &mut images.from {
+                    expand(place).map_err(|fault| wrong(format!("images `{name}`: {fault}")))?;
+                }
                 if all.images.insert(name.clone(), images).is_some() {
                     return Err(wrong(format!("another file names images `{name}` already")));
                 }
@@ -102,6 +133,61 @@ impl Sources {
     pub fn weights(&self, name: &str) -> Result<&Weights, String> {
         let accepted: Vec<&str> = self.weights.keys().map(String::as_str).collect();
         self.weights.get(name).ok_or_else(|| file::unknown("weights", name, &accepted))
+    }
+}
+
+/// Puts every file of a numbered family in the place of the family: `{ pattern = "a-{:05}-of-00002.parquet", count = 2 }`.
+fn expand(place: &mut Table) -> Result<(), String> {
+    let is_hub = place.get("name").and_then(Value::as_str) == Some("hub");
+    let Some(Value::Array(files)) = place.get_mut("files") else { return Ok(()) };
+    let mut all = Vec::new();
+    for file in std::mem::take(files) {
+        match file.get("pattern") {
+            Some(_) => {
+                let family: Family = serde_json::from_value(file).map_err(|fault| format!("files: {fault}"))?;
+                let path = |path: String| if is_hub { json!({"path": path}) } else { json!(path) };
+                all.extend(family.paths()?.into_iter().map(path));
+            }
+            None => all.push(file),
+        }
+    }
+    *files = all;
+    Ok(())
+}
+
+/// Files whose names differ in a number.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Family {
+    /// A path with the number's place in it: `{}`, or `{:05}` for at least five digits.
+    pattern: String,
+    /// How many there are.
+    count: u32,
+    /// The number of the first.
+    #[serde(default)]
+    first: u32,
+}
+
+impl Family {
+    fn paths(&self) -> Result<Vec<String>, String> {
+        let pattern = &self.pattern;
+        let wrong =
+            || format!("files: `{pattern}` needs one place for a number, as `{{:05}}` for five digits, or `{{}}`");
+        let (before, rest) = pattern.split_once('{').ok_or_else(wrong)?;
+        let (format, after) = rest.split_once('}').ok_or_else(wrong)?;
+        let width: usize = match format {
+            "" => 0,
+            format => {
+                format.strip_prefix(":0").and_then(|width| width.parse().ok()).filter(|w| *w < 20).ok_or_else(wrong)?
+            }
+        };
+        if after.contains(['{', '}']) || before.contains('}') {
+            return Err(wrong());
+        }
+        if self.count == 0 {
+            return Err(format!("files: `{pattern}`: a family of 0 files: count them"));
+        }
+        Ok((self.first..self.first.saturating_add(self.count)).map(|n| format!("{before}{n:0width$}{after}")).collect())
     }
 }
 
@@ -164,9 +250,28 @@ fn toml_files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    #[test]
+    fn a_numbered_family_is_all_of_its_files() {
+        let table = |value: Value| value.as_object().unwrap().clone();
+        let expanded = |value: Value| expand(&mut table(value.clone())).map(|()| value);
+        let mut local = table(json!({"name": "parquet", "files": [
+            {"pattern": "a-{:05}-of-00002.parquet", "count": 2}, "b.parquet", {"pattern": "c{}.parquet", "first": 9, "count": 2}
+        ]}));
+        expand(&mut local).unwrap();
+        let all = ["a-00000-of-00002.parquet", "a-00001-of-00002.parquet", "b.parquet", "c9.parquet", "c10.parquet"];
+        assert_eq!(local["files"], json!(all));
+        let mut hub = table(json!({"name": "hub", "files": [{"pattern": "a{:02}", "count": 1}, {"path": "b"}]}));
+        expand(&mut hub).unwrap();
+        assert_eq!(hub["files"], json!([{"path": "a00"}, {"path": "b"}]));
+        for (pattern, count) in [("a", 2), ("a{", 2), ("{}{}", 2), ("{:5}", 2), ("a{}", 0)] {
+            let text = expanded(json!({"name": "hub", "files": [{"pattern": pattern, "count": count}]})).unwrap_err();
+            assert!(text.contains(pattern), "{text}");
+        }
+        let text = expanded(json!({"name": "hub", "files": [{"pattern": "a{}", "number": 2}]})).unwrap_err();
+        assert!(text.contains("number"), "{text}");
+    }
 
     #[test]
     fn the_first_place_at_hand_is_taken() {

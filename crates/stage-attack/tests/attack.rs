@@ -487,6 +487,23 @@ fn a_detector_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_sample_of_other_classes_is_refused() {
+    let bench = Bench::new();
+    let rows = artifact::read::<artifact::SampleRow>(&bench.sample).unwrap().1;
+    let sample = bench.folder.path().join("other/part.parquet");
+    let attack = |classes: &[&str]| {
+        let small = rows.iter().filter(|row| (row.label as usize) < classes.len()).cloned().collect::<Vec<_>>();
+        support::write(&sample, &small, classes, support::SIDE);
+        run(BINARY, &with(none(), "/limit", json!(1)), &bench.out("a"), &[], &[&bench.network, &sample])
+    };
+    failed(&attack(&["red", "green"]), 3, &["the sample has 2 classes and the network 3", "`classes`"]);
+    failed(&attack(&["green", "red", "blue"]), 3, &["class 0 is `green` in the sample and `red` in the network"]);
+    failed(&attack(&["red", "green", "blue", "grey"]), 3, &["4 classes and the network 3"]);
+    done(&attack(&["0", "1", "2"]));
+    done(&attack(&["Red", "green", "blue"]));
+}
+
+#[test]
 fn a_part_without_images_is_an_empty_table() {
     let bench = Bench::new();
     assert!(bench.attack("a", &with(pgd(&[1]), "/limit", json!(2)), &["--shard", "4/5"]).is_empty());

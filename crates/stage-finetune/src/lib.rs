@@ -6,6 +6,7 @@
 mod adversary;
 mod augment;
 mod data;
+mod head;
 mod init;
 mod params;
 mod resume;
@@ -16,10 +17,11 @@ mod train;
 use std::{collections::BTreeMap, path::Path};
 
 use artifact::{FinetuneRow, SampleRow, Shard, Writer};
-use nets::Graph;
+use nets::{Graph, Weights};
 use serde_json::{Value, json};
 use stage::{
     Context, Stage, Unfit, Usage,
+    classes::{contradiction, numbered},
     images::{self, Images},
 };
 
@@ -47,6 +49,9 @@ impl Stage for Finetune {
         let graph = params.model.graph().map_err(|fault| Usage(format!("model: {fault}")))?;
         let source = Source::open(&params.init, ctx)?;
         let images = ctx.of_kind(SampleRow::KIND).next().map(|_| images::read(ctx, Shard::WHOLE, None)).transpose()?;
+        if let Some(images) = &images {
+            agree(params, ctx, images)?;
+        }
         let augment = params.training.as_ref().map(|training| training.augment).unwrap_or_default();
         out.provenance_mut().facts.extend(facts(params, &source, images.as_ref(), augment));
         let metadata = metadata(params, &source);
@@ -77,7 +82,7 @@ impl Job<'_> {
             checked.map_err(|fault| Usage(format!("training.adversarial: {fault}")))?;
         }
         let data = self.data(images);
-        train::check(training, &data, self.graph.classes).map_err(Usage)?;
+        train::check(training, &data).map_err(Usage)?;
         let mut inputs: Vec<&str> = self.ctx.inputs.iter().map(|input| input.sha256.as_str()).collect();
         inputs.sort_unstable();
         let identity = json!([Finetune::NAME, Finetune::REVISION, self.params, inputs, self.source.facts()]);
@@ -89,14 +94,14 @@ impl Job<'_> {
             resume: Resume::new(self.folder(), &identity),
             store: self.store(),
         };
-        out.push(&run.train(|| self.source.weights(&self.graph, self.params, self.ctx))?)?;
+        out.push(&run.train(|| self.weights())?)?;
         run.resume.remove();
         Ok(())
     }
 
     /// Stores the initial weights as epoch 0; a sample, where there is one, serves as validation images.
     fn import(&self, images: Option<&Images>, out: &mut Writer<FinetuneRow>) -> anyhow::Result<()> {
-        let weights = self.source.weights(&self.graph, self.params, self.ctx)?;
+        let weights = self.weights()?;
         let (file, sha256) = self.store().save(0, &weights)?;
         let mut row = FinetuneRow { weights: Some(file), sha256: Some(sha256), best: true, ..store::row(0) };
         if let Some(images) = images {
@@ -109,6 +114,17 @@ impl Job<'_> {
             row.validation_images = Some(images.len() as u32);
         }
         Ok(out.push(&[row])?)
+    }
+
+    /// The initial weights, of the classes that are kept.
+    fn weights(&self) -> anyhow::Result<Weights> {
+        match (&self.params.classes, self.params.rows().map_err(Usage)?) {
+            (Some(all), Some(rows)) => {
+                let whole = head::with_classes(&self.params.model, all.names().len()).map_err(Usage)?;
+                Ok(head::keep(&whole, self.source.weights(&whole, self.params, self.ctx)?, &rows)?)
+            }
+            _ => self.source.weights(&self.graph, self.params, self.ctx),
+        }
     }
 
     fn data<'a>(&'a self, images: &'a Images) -> Data<'a> {
@@ -125,12 +141,39 @@ impl Job<'_> {
     }
 }
 
+/// Fails where the images' classes are not those of the network, by number and, where both have names, by name.
+fn agree(params: &Params, ctx: &Context, images: &Images) -> anyhow::Result<()> {
+    let (sample, network) = (images.classes.len(), params.model.classes());
+    if sample != network {
+        let text = format!("model.classes: the sample has {sample} classes, the network {network}");
+        let mend = "name all of the network's in the sample's `classes`, or give the network as many";
+        return Err(Usage(format!("{text}; {mend}")).into());
+    }
+    let mut known = params.named();
+    if let (None, Init::Finetuned { new_head: false, .. }) = (&known, &params.init) {
+        let base = ctx.table::<FinetuneRow>()?;
+        let names = base.provenance().facts.get("classes").cloned();
+        known = names.and_then(|names| serde_json::from_value(names).ok());
+    }
+    let known = known.filter(|known| known.len() == network).unwrap_or_else(|| numbered(network));
+    match contradiction(&images.classes, &known) {
+        Some(fault) => {
+            let mend = "place the sample in the network's classes (`classes` of the sample), or take a `new_head`";
+            Err(Unfit(format!("the sample's classes are not the network's: {fault}: {mend}")).into())
+        }
+        None => Ok(()),
+    }
+}
+
 /// What later stages need: the network, where its weights came from, and the images it was trained on.
 fn facts(params: &Params, source: &Source, images: Option<&Images>, augment: Augment) -> BTreeMap<String, Value> {
     let mut facts = BTreeMap::from([("model".to_owned(), json!(params.model)), ("source".to_owned(), source.facts())]);
+    if let Some(names) = params.named() {
+        facts.insert("classes".to_owned(), json!(names));
+    }
     if let Some(images) = images {
         let (height, width) = augment.size(images.height, images.width);
-        facts.insert("classes".to_owned(), json!(images.classes));
+        facts.entry("classes".to_owned()).or_insert_with(|| json!(images.classes));
         facts.insert("height".to_owned(), json!(height));
         facts.insert("width".to_owned(), json!(width));
     }

@@ -1,7 +1,10 @@
 //! What decides the weights.
 
 use serde::{Deserialize, Serialize};
-use stage::Epoch;
+use stage::{
+    Epoch,
+    classes::{self, Classes},
+};
 
 /// Parameters of the stage `finetune`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -11,6 +14,13 @@ pub struct Params {
     pub model: nets::Spec,
     /// The weights to start from.
     pub init: Init,
+    /// The classes of these weights, in order of their logits, where they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Classes>,
+    /// Those of `classes` that the network keeps, in this order: the last layer loses the rows of all others, and `model` has
+    /// only these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_classes: Option<Classes>,
     /// How to train; without it the initial weights are stored as epoch 0.
     #[serde(default)]
     pub training: Option<Training>,
@@ -157,6 +167,7 @@ impl Params {
             return Err(format!("init.sha256: `{digest}` is no SHA-256; write 64 hexadecimal digits"));
         }
         self.model.graph().map_err(|fault| format!("model: {fault}"))?;
+        self.check_classes()?;
         if let Some(defense) = &self.defense {
             defense.check().map_err(|fault| format!("defense: {fault}"))?;
         }
@@ -167,6 +178,50 @@ impl Params {
             }
             None => Ok(()),
         }
+    }
+}
+
+impl Params {
+    /// The classes of the network, where they are known.
+    #[must_use]
+    pub fn named(&self) -> Option<Vec<String>> {
+        self.keep_classes.as_ref().or(self.classes.as_ref()).map(Classes::names)
+    }
+
+    /// The rows of the last layer that are kept; none where all are.
+    ///
+    /// # Errors
+    /// If a class is not among those of the weights.
+    pub fn rows(&self) -> Result<Option<Vec<u32>>, String> {
+        let (Some(keep), Some(all)) = (&self.keep_classes, &self.classes) else { return Ok(None) };
+        let rows = match keep {
+            Classes::Count(_) => return Err("keep_classes: a number does not say which: name them".to_owned()),
+            keep => classes::place(&keep.names(), &all.names()),
+        };
+        rows.map(Some).map_err(|fault| format!("keep_classes: {fault}; name some of `classes`"))
+    }
+
+    fn check_classes(&self) -> Result<(), String> {
+        for (name, classes) in [("classes", &self.classes), ("keep_classes", &self.keep_classes)] {
+            classes.as_ref().map_or(Ok(()), Classes::check).map_err(|fault| format!("{name}: {fault}"))?;
+        }
+        let Some(named) = self.named() else { return Ok(()) };
+        if self.classes.is_none() {
+            return Err("keep_classes: name the classes of the weights in `classes` too".to_owned());
+        }
+        let new_head = match self.init {
+            Init::Fresh {} => true,
+            Init::File { new_head, .. } | Init::Hub { new_head, .. } | Init::Finetuned { new_head, .. } => new_head,
+        };
+        if new_head {
+            let text = "a fresh last layer has the classes of the images it is trained on; leave `classes` and `keep_classes` out";
+            return Err(format!("classes: {text}"));
+        }
+        if named.len() != self.model.classes() {
+            let (named, model) = (named.len(), self.model.classes());
+            return Err(format!("model.classes: {named} classes are named and the network has {model}"));
+        }
+        self.rows().map(drop)
     }
 }
 

@@ -254,7 +254,7 @@ fn mark(rows: &mut [FinetuneRow], keep: Keep) {
 }
 
 /// Fails where an epoch would hold no step, or a crop no image.
-pub(crate) fn check(training: &Training, data: &Data<'_>, classes: usize) -> Result<(), String> {
+pub(crate) fn check(training: &Training, data: &Data<'_>) -> Result<(), String> {
     let images = data.images;
     let (train, _) = schedule::split(images.len(), training.validation);
     if train.is_empty() || training.drop_last && train.len() < training.batch {
@@ -270,9 +270,6 @@ pub(crate) fn check(training: &Training, data: &Data<'_>, classes: usize) -> Res
             "training.augment.random_crop: {crop} pixels do not fit images of {}x{}",
             images.height, images.width
         ));
-    }
-    if images.classes.len() > classes {
-        return Err(format!("model.classes: the sample has {} classes, the network {classes}", images.classes.len()));
     }
     Ok(())
 }

@@ -240,6 +240,60 @@ fn a_network_for_other_classes_takes_a_fresh_head_if_asked() {
 }
 
 #[test]
+fn a_network_may_keep_some_of_its_classes_in_another_order() {
+    let bench = Bench::new();
+    let wide: nets::Spec = serde_json::from_value(with(model(), "/classes", json!(5))).unwrap();
+    let all = weights::initialise(&wide.graph().unwrap(), game::Key::root(8)).unwrap();
+    let file = bench.folder.path().join("wide.safetensors");
+    weights::save(&file, &all, &Default::default()).unwrap();
+    let params = json!({
+        "model": model(), "init": {"name": "file", "path": file},
+        "classes": ["grey", "blue", "green", "black", "red"], "keep_classes": CLASSES,
+    });
+    let out = bench.out("kept");
+    done(&run(BINARY, &params, &out, &[], &[&bench.sample]));
+    let kept = weights::load(&out.with_file_name("epoch-000.safetensors")).unwrap();
+    let rows = |weights: &nets::Weights| weights["linear.weight"].to_vec2::<f32>().unwrap();
+    assert_eq!(rows(&kept), [4, 2, 1].map(|row| rows(&all)[row].clone()));
+    let provenance: Provenance = artifact::provenance(&out).unwrap();
+    assert_eq!((&provenance.facts["classes"], &provenance.facts["model"]["classes"]), (&json!(CLASSES), &json!(3)));
+    let other = bench.out("other");
+    let try_with =
+        |pointer: &str, value: Value| run(BINARY, &with(params.clone(), pointer, value), &other, &[], &[&bench.sample]);
+    failed(&try_with("/keep_classes", json!(["red", "green"])), 2, &["model.classes", "2 classes", "3"]);
+    failed(&try_with("/keep_classes", json!(["red", "green", "pink"])), 2, &["keep_classes", "`pink`"]);
+    failed(&try_with("/keep_classes", json!(3)), 2, &["keep_classes", "name them"]);
+    failed(
+        &try_with("/keep_classes", json!(["green", "red", "blue"])),
+        3,
+        &["class 0 is `red` in the sample and `green`"],
+    );
+    failed(&try_with("/classes", json!("imagenette")), 2, &["keep_classes", "`red`"]);
+    failed(&try_with("/init", json!({"name": "fresh"})), 2, &["`keep_classes`"]);
+}
+
+#[test]
+fn a_sample_of_other_classes_than_the_weights_is_refused() {
+    let bench = Bench::new();
+    let base = bench.train("base", &training(1));
+    let rows = artifact::read::<artifact::SampleRow>(&bench.sample).unwrap().1;
+    let turned = bench.folder.path().join("turned/part.parquet");
+    support::write(&turned, &rows, &["blue", "green", "red"], support::SIDE);
+    let init = |new_head: bool| json!({"name": "finetuned", "epoch": 1, "new_head": new_head});
+    let further = |new_head: bool| {
+        let params = with(training(1), "/init", init(new_head));
+        run(BINARY, &params, &bench.out("further"), &[], &[&base, &turned])
+    };
+    failed(&further(false), 3, &["class 0 is `blue` in the sample and `red` in the network", "new_head"]);
+    done(&further(true));
+    failed(
+        &run(BINARY, &with(training(1), "/model/classes", json!(9)), &bench.out("a"), &[], &[&bench.sample]),
+        2,
+        &["model.classes", "3", "9"],
+    );
+}
+
+#[test]
 fn bad_input_gives_one_line_and_the_right_code() {
     let bench = Bench::new();
     let out = bench.out("a");

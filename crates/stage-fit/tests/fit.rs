@@ -157,6 +157,14 @@ fn bad_input_gives_one_line_and_the_right_code() {
     failed(&attempt(&odds(), &[sample]), 3, &["finetune", "name one"]);
     failed(&attempt(&odds(), &[network]), 3, &["sample"]);
     failed(&attempt(&with(odds(), "/epoch", json!(4)), &[network, sample]), 3, &["`4`"]);
+    let rows = artifact::read::<artifact::SampleRow>(sample).unwrap().1;
+    let turned = support::write(
+        &bench.folder.path().join("turned/part.parquet"),
+        &rows,
+        &["blue", "green", "red"],
+        support::SIDE,
+    );
+    failed(&attempt(&odds(), &[network, &turned]), 3, &["class 0 is `blue` in the sample and `red` in the network"]);
     let mut broken = network_weights();
     broken.insert("linear.bias".to_owned(), (broken["linear.bias"].clone() * f64::NAN).unwrap());
     let nan = bench.folder.path().join("nan/part.parquet");

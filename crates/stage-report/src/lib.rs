@@ -13,6 +13,7 @@ mod grid;
 mod line;
 mod outcome;
 mod params;
+mod sheet;
 mod splice;
 mod theory;
 mod theory_figure;
@@ -30,6 +31,7 @@ pub use params::{
     Cell, Claim, Comparison, EqualStrength, Layout, Params, Protocol, QUERIES, Quantity, Reading, Rule, RuleName,
     TheoryTable,
 };
+pub use sheet::{Thumbnail, contact_sheet};
 pub use splice::splice;
 use stage::{Context, Stage, Unfit};
 

@@ -207,6 +207,8 @@ pub(crate) struct Embedded {
     pub(crate) seed: u64,
     pub(crate) split: Split,
     pub(crate) images: u32,
+    /// [`CLASSES`], as texts.
+    pub(crate) classes: Vec<String>,
 }
 
 impl Reader for Embedded {
@@ -214,8 +216,8 @@ impl Reader for Embedded {
         self.images as usize
     }
 
-    fn classes(&self) -> Option<Vec<String>> {
-        Some(CLASSES.map(String::from).to_vec())
+    fn classes(&self) -> Option<&[String]> {
+        Some(&self.classes)
     }
 
     fn inputs(&self, _ids: &[u32]) -> anyhow::Result<Vec<(String, String)>> {

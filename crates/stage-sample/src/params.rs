@@ -1,13 +1,14 @@
 //! What a sample is made of.
 
-use std::{num::NonZeroU32, path::PathBuf};
+use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use stage::{Context, Unfit, Usage};
+pub use stage::classes::Classes;
+use stage::{Context, Usage};
 
 use crate::{
     Reader,
-    embedded::{Embedded, Split},
+    embedded::{self, Embedded, Split},
     folder::Folder,
     hub,
     parquet::Parquet,
@@ -19,9 +20,16 @@ use crate::{
 pub struct Params {
     /// Where the images come from.
     pub source: Source,
-    /// The classes in order of their labels; null takes those the source names.
+    /// The classes in order of their labels: those of the network that is to be asked. Null takes those the source names.
+    /// The source's are placed among them by name, or by number where it has no names.
     #[serde(default)]
     pub classes: Option<Classes>,
+    /// What names and numbers do not say: the class, by name or number, that a class of the source is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, Place>>,
+    /// The number that the source gives to its first class, where it counts its classes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_label: i64,
     /// Keep one image of so many.
     #[serde(default = "one")]
     pub every: NonZeroU32,
@@ -37,23 +45,49 @@ pub struct Params {
     /// Then keep a square of so many pixels in the middle (as torchvision's `CenterCrop`).
     #[serde(default)]
     pub crop: Option<NonZeroU32>,
+    /// What an orientation in an image's EXIF does, before anything else.
+    #[serde(default, skip_serializing_if = "Orientation::is_ignored")]
+    pub orientation: Orientation,
     /// Seed of a source that draws its images.
     #[serde(default)]
     pub seed: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 const fn one() -> NonZeroU32 {
     NonZeroU32::MIN
 }
 
-/// The classes of a sample.
+/// A class of the sample.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Classes {
-    /// Their names, in order of their labels (for a folder: which class folders, in which order).
-    Names(Vec<String>),
-    /// Only how many there are: they are named by number.
-    Count(NonZeroU32),
+pub enum Place {
+    /// Its number, from 0.
+    Number(u32),
+    /// One of its names.
+    Name(String),
+}
+
+/// What an orientation in an image's EXIF does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Orientation {
+    /// Nothing, as with torchvision's `ImageFolder`, by which networks are trained and judged.
+    #[default]
+    Ignore,
+    /// It turns and mirrors the image, as `datasets` does.
+    Apply,
+}
+
+impl Orientation {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+    const fn is_ignored(&self) -> bool {
+        matches!(self, Self::Ignore)
+    }
 }
 
 /// Where images come from.
@@ -74,7 +108,7 @@ pub enum Source {
         /// Column of the images: a struct with `bytes`, or binary.
         #[serde(default = "image")]
         image: String,
-        /// Column of the labels: integers from 0.
+        /// Column of the labels: whole numbers, or names.
         #[serde(default = "label")]
         label: String,
     },
@@ -123,18 +157,31 @@ impl Source {
     pub(crate) fn open(&self, ctx: &Context, params: &Params) -> anyhow::Result<Box<dyn Reader>> {
         Ok(match self {
             Self::Embedded { split, images } => {
-                Box::new(Embedded { seed: params.seed, split: *split, images: images.get() })
+                let classes = embedded::CLASSES.map(String::from).to_vec();
+                Box::new(Embedded { seed: params.seed, split: *split, images: images.get(), classes })
             }
             Self::Parquet { files, image, label } => {
                 let local = |path: &PathBuf| Ok((ctx.local(path)?, path.display().to_string()));
                 let files = files.iter().map(local).collect::<anyhow::Result<_>>()?;
                 Box::new(Parquet::open(files, image, label)?)
             }
-            Self::Folder { path } => Box::new(Folder::open(&ctx.local(path)?, path, params.names())?),
+            Self::Folder { path } => Box::new(Folder::open(&ctx.local(path)?, path, params)?),
             Self::Hub { repo, revision, files, image, label } => {
                 Box::new(Parquet::open(hub::fetch(repo, revision, files)?, image, label)?)
             }
         })
+    }
+}
+
+impl Source {
+    /// What errors call it.
+    pub(crate) fn place(&self) -> String {
+        match self {
+            Self::Embedded { .. } => "the embedded set".to_owned(),
+            Self::Parquet { files, .. } => files.first().map(|file| file.display().to_string()).unwrap_or_default(),
+            Self::Folder { path } => path.display().to_string(),
+            Self::Hub { repo, .. } => format!("hf://datasets/{repo}"),
+        }
     }
 }
 
@@ -145,6 +192,12 @@ impl Params {
     /// [`Usage`] naming the field and the mend.
     pub fn check(&self) -> Result<(), Usage> {
         let usage = |text: &str| Err(Usage(text.into()));
+        if let Some(classes) = &self.classes {
+            classes.check().map_err(|fault| Usage(format!("`classes`: {fault}")))?;
+        }
+        if self.labels.is_some() && self.classes.is_none() {
+            return usage("`labels`: it places the source's classes in others: name those in `classes`");
+        }
         match &self.source {
             Source::Embedded { .. } if self.classes.is_some() => {
                 usage("`classes`: the embedded set has its own: leave it null")
@@ -155,23 +208,6 @@ impl Params {
                 usage("`source.revision`: give the commit (40 hexadecimal digits), or the sha256 of every file")
             }
             _ => Ok(()),
-        }
-    }
-
-    fn names(&self) -> Option<&[String]> {
-        match &self.classes {
-            Some(Classes::Names(names)) => Some(names),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn classes(&self, known: Option<Vec<String>>) -> Result<Vec<String>, Unfit> {
-        match &self.classes {
-            Some(Classes::Names(names)) => Ok(names.clone()),
-            Some(Classes::Count(count)) => Ok((0..count.get()).map(|class| class.to_string()).collect()),
-            None => known.ok_or_else(|| {
-                Unfit("the source names no classes: set `classes` to their names, or to how many there are".into())
-            }),
         }
     }
 

@@ -1,20 +1,19 @@
-//! Parquet files with encoded images, as the Hugging Face hub keeps them.
+//! Parquet files with encoded images, as the Hugging Face hub keeps them, and as pandas, polars and DuckDB write them.
+
+mod labels;
+mod outside;
 
 use std::{fs::File, path::PathBuf};
 
-use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch},
-    compute::cast,
-    datatypes::{DataType, Int64Type},
-};
+use arrow_array::{Array, ArrayRef, RecordBatch, cast::AsArray};
 use parquet::arrow::{
     ProjectionMask,
     arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection},
 };
-use serde_json::Value;
 use stage::Unfit;
 
-use crate::{Item, Reader};
+use self::labels::Labels;
+use crate::{Item, Reader, column};
 
 /// Rows held at a time.
 const ROWS: usize = 32;
@@ -23,7 +22,7 @@ pub(crate) struct Parquet {
     files: Vec<Table>,
     image: String,
     label: String,
-    classes: Option<Vec<String>>,
+    labels: Labels,
 }
 
 /// One file.
@@ -43,96 +42,134 @@ impl Table {
         let damaged = |e| self.unfit(format!("no whole Parquet file: {e}: replace it"));
         Ok(ParquetRecordBatchReaderBuilder::try_new(file).map_err(damaged)?)
     }
+
+    /// Hands over batches of these columns, and how many rows came before each; of these rows alone where any are named.
+    fn read(
+        &self,
+        columns: &[&str],
+        rows: Option<&[usize]>,
+        each: &mut dyn FnMut(&RecordBatch, usize) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let builder = self.open()?;
+        let indices: Vec<usize> =
+            columns.iter().map(|column| builder.schema().index_of(column)).collect::<Result<_, _>>()?;
+        let mask = ProjectionMask::roots(builder.parquet_schema(), indices);
+        let mut builder = builder.with_projection(mask).with_batch_size(ROWS);
+        if let Some(rows) = rows {
+            let ranges = rows.iter().map(|&row| row..row + 1);
+            builder = builder.with_row_selection(RowSelection::from_consecutive_ranges(ranges, self.rows));
+        }
+        let row = |done: usize| rows.map_or(done, |rows| rows.get(done).copied().unwrap_or(0));
+        let damaged =
+            |e: String, done: usize| self.unfit(format!("damaged after row {}: {e}: replace the file", row(done)));
+        let mut done = 0;
+        for batch in builder.build().map_err(|e| damaged(e.to_string(), 0))? {
+            let batch = batch.map_err(|e| damaged(e.to_string(), done))?;
+            each(&batch, done)?;
+            done += batch.num_rows();
+        }
+        Ok(())
+    }
 }
 
 impl Parquet {
     /// Opens files given by path and name.
     pub(crate) fn open(files: Vec<(PathBuf, String)>, image: &str, label: &str) -> anyhow::Result<Self> {
-        let (image, label) = (image.to_owned(), label.to_owned());
-        let mut this = Self { files: Vec::new(), image, label, classes: None };
+        let mut tables = Vec::new();
         for (path, name) in files {
             let mut table = Table { path, name, rows: 0 };
             let builder = table.open()?;
             table.rows = builder.metadata().file_metadata().num_rows() as usize;
-            for column in [&this.image, &this.label] {
+            for column in [image, label] {
                 if builder.schema().index_of(column).is_err() {
                     let names: Vec<_> = builder.schema().fields().iter().map(|field| field.name().as_str()).collect();
                     let text = format!("no column `{column}`: name one of {} in `source`", names.join(", "));
                     return Err(table.unfit(text).into());
                 }
             }
-            let names = class_names(&builder, &this.label);
-            match &this.classes {
-                Some(known) if names.as_ref().is_some_and(|names| names != known) => {
-                    return Err(table.unfit("other classes than the file before: set `classes`").into());
-                }
-                Some(_) => {}
-                None => this.classes = names,
-            }
-            this.files.push(table);
+            tables.push(table);
         }
-        Ok(this)
+        let labels = Labels::of(&tables, label)?;
+        Ok(Self { files: tables, image: image.to_owned(), label: label.to_owned(), labels })
     }
 
-    /// Hands over all images of a batch, which are the rows `rows` of a table whose first image has id `first`.
+    /// Hands over all images of a batch, which are the rows `rows` of a file whose first image has id `first`.
     fn hand(
         &self,
-        table: &Table,
+        (file, first): (usize, usize),
         batch: &RecordBatch,
         rows: &[usize],
-        first: usize,
         each: &mut dyn FnMut(Item) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let (bytes, paths) = self.images(table, batch)?;
-        let labels = batch.column_by_name(&self.label).map(|labels| (labels.data_type().is_integer(), labels));
-        let Some((true, labels)) = labels else {
-            return Err(table.unfit(format!("column `{}` holds no integers: name the labels", self.label)).into());
-        };
-        let labels = cast(labels, &DataType::Int64)?;
-        let (bytes, labels) = (bytes.as_binary::<i64>(), labels.as_primitive::<Int64Type>());
+        let table = &self.files[file];
+        let images = Images::of(table, batch, &self.image)?;
+        let labels = batch.column_by_name(&self.label).ok_or_else(|| table.unfit("no labels"))?;
         for (i, &row) in rows.iter().enumerate() {
             let place = format!("{}, row {row}", table.name);
-            for (column, null) in [(&self.image, bytes.is_null(i)), (&self.label, labels.is_null(i))] {
-                if null {
-                    return Err(Unfit(format!("{place}: no `{column}`: fill it in or remove the row")).into());
-                }
-            }
-            let path = paths.as_ref().map(|paths| paths.as_string::<i64>()).filter(|paths| paths.is_valid(i));
-            let path = path.map(|paths| paths.value(i)).filter(|path| !path.is_empty());
+            let path = images.path(i);
+            let bytes = match images.bytes(i) {
+                Some(bytes) => bytes.to_vec(),
+                None => outside::bytes(path, &place, &self.image)?,
+            };
+            let label = self.labels.of_row(file, labels, i).map_err(|fault| Unfit(format!("{place}: {fault}")))?;
             let path = path.map_or_else(|| place.clone(), str::to_owned);
-            each(Item {
-                id: (first + row) as u32,
-                label: labels.value(i),
-                bytes: bytes.value(i).to_vec(),
-                path,
-                place,
-            })?;
+            each(Item { id: (first + row) as u32, label, bytes, path, place })?;
         }
         Ok(())
     }
 
-    /// The bytes of a batch's images, and their paths where the file has them.
-    fn images(&self, table: &Table, batch: &RecordBatch) -> anyhow::Result<(ArrayRef, Option<ArrayRef>)> {
-        let wrong = || table.unfit(format!("column `{}` is neither bytes nor a struct with `bytes`", self.image));
-        let column = batch.column_by_name(&self.image).ok_or_else(wrong)?;
-        let (bytes, paths) = match column.as_struct_opt() {
-            Some(fields) => (fields.column_by_name("bytes").ok_or_else(wrong)?, fields.column_by_name("path")),
-            None => (column, None),
+    /// The rows of each file that these ids, which ascend, are; with the id of its first row.
+    fn rows_of(&self, ids: &[u32]) -> Vec<(usize, Vec<usize>)> {
+        let mut first = 0;
+        let rows = |table: &Table| {
+            let inside = |&&id: &&u32| (first..first + table.rows).contains(&(id as usize));
+            let rows = ids.iter().filter(inside).map(|&id| id as usize - first).collect();
+            first += table.rows;
+            (first - table.rows, rows)
         };
-        if !matches!(bytes.data_type(), DataType::Binary | DataType::LargeBinary | DataType::BinaryView) {
-            return Err(wrong().into());
-        }
-        let text =
-            |paths: &&ArrayRef| matches!(paths.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
-        let paths = paths.filter(text).map(|paths| cast(paths, &DataType::LargeUtf8)).transpose()?;
-        Ok((cast(bytes, &DataType::LargeBinary)?, paths))
+        self.files.iter().map(rows).collect()
     }
 }
 
-/// The names that the metadata of Hugging Face's `datasets` gives to the classes of a column.
-fn class_names(builder: &ParquetRecordBatchReaderBuilder<File>, label: &str) -> Option<Vec<String>> {
-    let metadata: Value = serde_json::from_str(builder.schema().metadata().get("huggingface")?).ok()?;
-    serde_json::from_value(metadata["info"]["features"][label]["names"].clone()).ok()
+/// The images of a batch.
+struct Images<'a> {
+    /// The struct, where there is one.
+    whole: Option<&'a ArrayRef>,
+    bytes: &'a ArrayRef,
+    paths: Option<&'a ArrayRef>,
+}
+
+impl<'a> Images<'a> {
+    fn of(table: &Table, batch: &'a RecordBatch, name: &str) -> Result<Self, Unfit> {
+        let wrong = |kind: String| {
+            let text = format!("column `{name}` is neither bytes nor a struct with `bytes`, but {kind}");
+            table.unfit(format!("{text}: name the column of encoded images in `source.image`"))
+        };
+        let column = batch.column_by_name(name).ok_or_else(|| wrong("missing".to_owned()))?;
+        let kind = || wrong(column.data_type().to_string());
+        let (whole, bytes, paths) = match column.as_struct_opt() {
+            Some(fields) => {
+                (Some(column), fields.column_by_name("bytes").ok_or_else(kind)?, fields.column_by_name("path"))
+            }
+            None => (None, column, None),
+        };
+        // A column of which every value is missing has no type of its own.
+        if !column::is_bytes(bytes.data_type()) && bytes.null_count() < bytes.len() {
+            return Err(kind());
+        }
+        Ok(Self { whole, bytes, paths })
+    }
+
+    fn bytes(&self, row: usize) -> Option<&'a [u8]> {
+        let there = self.whole.is_none_or(|whole| whole.is_valid(row));
+        there.then(|| column::bytes(self.bytes.as_ref(), row)).flatten()
+    }
+
+    fn path(&self, row: usize) -> Option<&'a str> {
+        let there = self.whole.is_none_or(|whole| whole.is_valid(row));
+        let paths = self.paths.filter(|_| there)?;
+        column::text(paths.as_ref(), row).filter(|path| !path.is_empty())
+    }
 }
 
 impl Reader for Parquet {
@@ -140,37 +177,29 @@ impl Reader for Parquet {
         self.files.iter().map(|table| table.rows).sum()
     }
 
-    fn classes(&self) -> Option<Vec<String>> {
-        self.classes.clone()
+    fn classes(&self) -> Option<&[String]> {
+        self.labels.names()
     }
 
-    fn inputs(&self, _ids: &[u32]) -> anyhow::Result<Vec<(String, String)>> {
-        self.files.iter().map(|table| Ok((table.name.clone(), artifact::sha256(&table.path)?))).collect()
+    fn range(&self) -> anyhow::Result<Option<(i64, i64)>> {
+        labels::range(&self.files, &self.label)
+    }
+
+    fn inputs(&self, ids: &[u32]) -> anyhow::Result<Vec<(String, String)>> {
+        let mut inputs = Vec::new();
+        for (table, (_, rows)) in self.files.iter().zip(self.rows_of(ids)) {
+            inputs.push((table.name.clone(), artifact::sha256(&table.path)?));
+            inputs.extend(outside::digest(table, &self.image, &rows)?);
+        }
+        Ok(inputs)
     }
 
     fn read(&self, ids: &[u32], each: &mut dyn FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let mut first = 0;
-        for table in &self.files {
-            let inside = |&&id: &&u32| (first..first + table.rows).contains(&(id as usize));
-            let rows: Vec<usize> = ids.iter().filter(inside).map(|&id| id as usize - first).collect();
-            if !rows.is_empty() {
-                let builder = table.open()?;
-                let columns = [builder.schema().index_of(&self.image)?, builder.schema().index_of(&self.label)?];
-                let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
-                let ranges = rows.iter().map(|&row| row..row + 1);
-                let selection = RowSelection::from_consecutive_ranges(ranges, table.rows);
-                let damaged =
-                    |e: String, row: usize| table.unfit(format!("damaged after row {row}: {e}: replace the file"));
-                let batches = builder.with_projection(mask).with_row_selection(selection).with_batch_size(ROWS);
-                let mut left = rows.as_slice();
-                for batch in batches.build().map_err(|e| damaged(e.to_string(), 0))? {
-                    let batch = batch.map_err(|e| damaged(e.to_string(), left.first().copied().unwrap_or(0)))?;
-                    let (now, later) = left.split_at(batch.num_rows());
-                    self.hand(table, &batch, now, first, each)?;
-                    left = later;
-                }
-            }
-            first += table.rows;
+        for (file, (first, rows)) in self.rows_of(ids).into_iter().enumerate().filter(|(_, (_, rows))| !rows.is_empty())
+        {
+            self.files[file].read(&[&self.image, &self.label], Some(&rows), &mut |batch, done| {
+                self.hand((file, first), batch, &rows[done..done + batch.num_rows()], each)
+            })?;
         }
         Ok(())
     }

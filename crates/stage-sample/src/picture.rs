@@ -2,12 +2,14 @@
 
 use std::io::Cursor;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image};
 use image::{
-    DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat, ImageReader, RgbImage, codecs::png::PngEncoder,
-    imageops,
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, RgbImage,
+    codecs::png::PngEncoder, imageops, metadata,
 };
+
+use crate::{Orientation, jpeg};
 
 /// An image ready for the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,20 +20,43 @@ pub struct Picture {
     pub height: u32,
     /// Columns of pixels.
     pub width: u32,
+    /// Whether the file's EXIF has an orientation that is not upright.
+    pub turned: bool,
 }
 
 /// Decodes a PNG or JPEG, scales its shorter side to `resize` pixels, and keeps the middle `crop` x `crop`.
 ///
 /// Without either, the bytes of an 8-bit RGB PNG are kept as they are. Every other kind of PNG becomes what PIL makes of
-/// it, to the bit; a JPEG, CMYK too, within what decoders may round (1/255; at edges of colour stored at half the
-/// resolution, 5/255 in our tests). An orientation in a JPEG's EXIF is ignored, as PIL does.
+/// it, to the bit; a JPEG, CMYK too, within what decoders may round. Measured against Pillow 12: where colour is stored at full
+/// resolution up to 3/255, at half the resolution up to 5/255 at edges, and less than 1/255 on the mean of an image.
+/// What its EXIF says of the orientation counts as asked for.
 ///
 /// # Errors
-/// If the bytes are no whole PNG or JPEG.
-pub fn prepare(bytes: Vec<u8>, resize: Option<u32>, crop: Option<u32>) -> anyhow::Result<Picture> {
+/// If the bytes are no PNG or JPEG, or not the whole of one.
+pub fn prepare(
+    bytes: Vec<u8>,
+    orientation: Orientation,
+    resize: Option<u32>,
+    crop: Option<u32>,
+) -> anyhow::Result<Picture> {
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
-    let as_is = reader.format() == Some(ImageFormat::Png) && resize.is_none() && crop.is_none() && is_rgb8(&bytes);
-    let mut image = rgb(reader.decode()?);
+    let format = reader.format();
+    match format {
+        Some(ImageFormat::Png) => {}
+        Some(ImageFormat::Jpeg) => jpeg::check(&bytes)?,
+        _ => bail!("it is {}, and neither PNG nor JPEG", kind(&bytes)),
+    }
+    let mut decoder = reader.into_decoder()?;
+    let stated = decoder.orientation().unwrap_or(metadata::Orientation::NoTransforms);
+    let turned = stated != metadata::Orientation::NoTransforms;
+    let turn = turned && orientation == Orientation::Apply;
+    let plain = resize.is_none() && crop.is_none() && !turn;
+    let as_is = format == Some(ImageFormat::Png) && plain && is_rgb8(&bytes);
+    let mut decoded = DynamicImage::from_decoder(decoder)?;
+    if turn {
+        decoded.apply_orientation(stated);
+    }
+    let mut image = rgb(decoded);
     if let Some(side) = resize {
         image = shorter_side(image, side)?;
     }
@@ -40,7 +65,28 @@ pub fn prepare(bytes: Vec<u8>, resize: Option<u32>, crop: Option<u32>) -> anyhow
     }
     let (width, height) = image.dimensions();
     let png = if as_is { bytes } else { encode(&image, height, width)? };
-    Ok(Picture { png, height, width })
+    Ok(Picture { png, height, width, turned })
+}
+
+/// What a file is that is neither PNG nor JPEG, by its first bytes.
+fn kind(bytes: &[u8]) -> &'static str {
+    let starts = |with: &[u8]| bytes.starts_with(with);
+    let brand = if bytes.get(4..8) == Some(b"ftyp") { bytes.get(8..12).unwrap_or_default() } else { b"" };
+    match bytes {
+        [] => "empty",
+        _ if starts(b"GIF8") => "GIF",
+        _ if starts(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") => "WebP",
+        _ if starts(b"BM") => "BMP",
+        _ if starts(b"II*\0") || starts(b"MM\0*") => "TIFF",
+        _ if brand == b"avif" || brand == b"avis" => "AVIF",
+        _ if [&b"heic"[..], b"heix", b"mif1", b"msf1", b"hevc"].contains(&brand) => "HEIC",
+        _ if starts(b"\xff\x0a") || starts(b"\0\0\0\x0cJXL ") => "JPEG XL",
+        _ if starts(b"\0\0\0\x0cjP  ") || starts(b"\xff\x4f\xff\x51") => "JPEG 2000",
+        [b'P', b'1'..=b'6', b' ' | b'\n' | b'\r' | b'\t', ..] => "a bitmap (PBM, PGM or PPM)",
+        _ if starts(b"\x93NUMPY") => "a NumPy array",
+        _ if bytes.trim_ascii_start().starts_with(b"<") => "a text (HTML, XML or SVG)",
+        _ => "of an unknown format",
+    }
 }
 
 /// Packs 8-bit RGB pixels as PNG.

@@ -159,7 +159,8 @@ where
 }
 
 /// The exit code of an error: that of the outermost cause that has one.
-fn exit(error: &anyhow::Error) -> Exit {
+#[must_use]
+pub fn exit(error: &anyhow::Error) -> Exit {
     let code = |cause: &(dyn std::error::Error + 'static)| {
         if let Some(file) = cause.downcast_ref::<artifact::Error>() {
             return Some(if file.is_input() { Exit::Input } else { Exit::Failed });

@@ -3,6 +3,7 @@
 //! A stage binary is `fn main() -> ExitCode { stage::main::<ItsStage>() }`. Tests and other programs run a stage in
 //! their own process with [`run`] and a [`Context`] of their own.
 
+pub mod classes;
 mod command;
 mod context;
 mod environment;
@@ -13,7 +14,7 @@ use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use artifact::Exit;
-pub use command::{main, run};
+pub use command::{exit, main, run};
 pub use context::{Context, Input, Progress, Table};
 pub use epoch::Epoch;
 

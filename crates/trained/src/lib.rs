@@ -9,7 +9,11 @@ use game::Classifier;
 use gpu::Halving;
 use nets::{Graph, Inside, Network, Precision, Weights, weights};
 use serde_json::Value;
-use stage::{Context, Epoch, Invalid, Table, Unfit, Usage, images::Images};
+use stage::{
+    Context, Epoch, Invalid, Table, Unfit, Usage,
+    classes::{contradiction, numbered},
+    images::Images,
+};
 
 /// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
 const PIXELS: usize = 400_000;
@@ -84,22 +88,18 @@ impl Trained {
         Ok(batch)
     }
 
-    /// Checks that labels are classes of the network; warns where their names differ from those of its training images.
+    /// Checks that the sample's classes are those of the network, by number and, where both have names, by name.
     ///
     /// # Errors
-    /// [`Unfit`] if there are more labels than classes.
+    /// [`Unfit`] if they are not.
     pub fn fits(&self, images: &Images) -> Result<(), Unfit> {
         let (name, classes) = (self.table.parts[0].path.display(), self.network.classes());
-        if images.classes.len() > classes {
-            let text = format!("{name}: a network of {classes} classes cannot be asked about {}", images.classes.len());
-            return Err(Unfit(format!("{text}; name a sample of its classes")));
-        }
         let names = self.table.provenance().facts.get("classes").cloned();
-        let trained: Option<Vec<String>> = names.and_then(|names| serde_json::from_value(names).ok());
-        if trained.is_some_and(|trained| trained != images.classes) {
-            tracing::warn!("{name}: trained on classes of other names than the sample's");
-        }
-        Ok(())
+        let known: Option<Vec<String>> = names.and_then(|names| serde_json::from_value(names).ok());
+        let known = known.filter(|known| known.len() == classes).unwrap_or_else(|| numbered(classes));
+        let Some(fault) = contradiction(&images.classes, &known) else { return Ok(()) };
+        let mend = "place the sample in the network's classes (`classes` of the sample), or keep only the sample's (`classes` of the weights)";
+        Err(Unfit(format!("{name}: other classes than the sample's: {fault}: {mend}")))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The stage as a whole: rows, shards, errors.
 
+mod classes;
+mod jpegs;
 mod pictures;
 mod sources;
 
@@ -39,7 +41,7 @@ fn numbers_have_not_moved_without_a_new_revision() {
     let digest: String = state.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         (Sample::REVISION, digest.as_str()),
-        (1, "853b4d52ca39ae262b4470240e1201fd54f59da971c303f9e524e92199e3a99f")
+        (2, "853b4d52ca39ae262b4470240e1201fd54f59da971c303f9e524e92199e3a99f")
     );
 }
 
@@ -102,5 +104,29 @@ fn real_parquet_is_resized_and_cropped_and_a_wrong_column_named() {
     let text = error(folder.path(), &json(r#", "image": "img"}"#));
     assert!(text.contains("no column `img`") && text.contains("label"), "{text}");
     let text = error(folder.path(), &json(r#"}, "classes": ["one"]"#));
-    assert!(text.contains("row 0: label"), "{text}");
+    assert!(text.contains("no classes of the sample") && text.contains("`one`"), "{text}");
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn imagenette_is_ten_classes_or_ten_of_a_thousand() {
+    let root = std::env::var("DATA_ROOT").unwrap_or(format!("{}/../../../shared/data", env!("CARGO_MANIFEST_DIR")));
+    let numbers = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701];
+    for (file, each) in [("imagenette-val-785", 100), ("imagenette-train-96", 1000)] {
+        let file = Path::new(&root).join(format!("images/{file}.parquet"));
+        if !file.exists() {
+            eprintln!("skipped: no {}", file.display());
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let labels = |classes: &str| {
+            let json = format!(r#"{{"source": {{"name": "parquet", "files": [{file:?}]}}, "every": {each}{classes}}}"#);
+            sample(folder.path(), &json, Shard::WHOLE).unwrap().iter().map(|row| row.label).collect::<Vec<_>>()
+        };
+        let ten = labels("");
+        assert!(ten.len() > 7 && ten.iter().max() > Some(&7), "{ten:?}");
+        assert_eq!(labels(r#", "classes": "imagenette""#), ten);
+        let of_a_thousand: Vec<u32> = ten.iter().map(|&label| numbers[label as usize]).collect();
+        assert_eq!(labels(r#", "classes": "imagenet""#), of_a_thousand);
+    }
 }

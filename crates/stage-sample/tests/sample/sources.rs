@@ -24,7 +24,7 @@ use crate::{error, sample};
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// The PNG file of image `index` of the embedded set.
-fn png(index: u32) -> Vec<u8> {
+pub(crate) fn png(index: u32) -> Vec<u8> {
     let mut png = std::io::Cursor::new(Vec::new());
     let image = image::RgbImage::from_raw(32, 32, draw(0, Split::Test, index)).unwrap();
     image.write_to(&mut png, image::ImageFormat::Png).unwrap();

@@ -1,0 +1,3 @@
+//! What a named source holds, as the stages understand it (`make check-source`).
+
+pub mod images;
