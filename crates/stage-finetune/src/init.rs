@@ -8,7 +8,7 @@ use game::{Key, Phase};
 use hub::{Fetched, File, Hub, Kind};
 use nets::{Graph, Weights, weights};
 use serde_json::{Value, json};
-use stage::{Context, Invalid, Unfit};
+use stage::{Context, Invalid, Unfit, Usage};
 
 use crate::{Init, Params};
 
@@ -72,6 +72,37 @@ impl Source {
             *tensor = tensor.to_dtype(DType::F32)?;
         }
         Ok(weights)
+    }
+}
+
+/// What a file of weights holds for a network.
+#[derive(Debug)]
+pub struct Understood {
+    /// The file.
+    pub path: PathBuf,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// The tensors that the network takes, and how many numbers they hold.
+    pub taken: (usize, usize),
+    /// What stands before their names.
+    pub prefix: String,
+    /// Names of the tensors that are left out.
+    pub left_out: Vec<String>,
+}
+
+impl Understood {
+    /// Reads the weights that parameters name, fetching them if they are on the hub; nothing where they are drawn.
+    ///
+    /// # Errors
+    /// With exit codes as the stage has them.
+    pub fn of(params: &Params, ctx: &Context) -> anyhow::Result<Option<Self>> {
+        params.check().map_err(Usage)?;
+        let graph = params.model.graph().map_err(|fault| Usage(format!("model: {fault}")))?;
+        let Source::File { path, sha256, key, new_head } = Source::open(&params.init, ctx)? else { return Ok(None) };
+        let found = weights::open(&path).and_then(|file| file.fit(&graph, key.as_deref(), new_head)).map_err(fault)?;
+        let numbers = found.weights.values().map(|tensor| tensor.elem_count()).sum();
+        let taken = (found.weights.len(), numbers);
+        Ok(Some(Self { path, sha256, taken, prefix: found.prefix, left_out: found.left_out }))
     }
 }
 

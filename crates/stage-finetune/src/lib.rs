@@ -25,6 +25,7 @@ use stage::{
     images::{self, Images},
 };
 
+pub use init::Understood;
 pub use params::{Augment, Init, Keep, Params, Training};
 
 use crate::{data::Data, init::Source, resume::Resume, store::Store, train::Run};
