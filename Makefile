@@ -119,8 +119,8 @@ verify: build-inspect ## check the digests of every artifact's inputs and weight
 
 RATES = $(sort $(wildcard data/record/*/bench/engine.json)) $(sort $(wildcard data/record/*/gpu-check/gpu-check.json))
 
-check-source: build ## what a source holds, as it is understood: make check-source IMAGES=name, a file of pipelines/sources says which
-	@$(PLAN) --check-images $(or $(IMAGES),$(error name the images: make check-source IMAGES=cifar10-test))
+check-source: build ## what sources hold, as they are understood: make check-source IMAGES=name, or WEIGHTS=name [IMAGES=name]
+	@$(PLAN) $(if $(WEIGHTS),--check-weights $(WEIGHTS)) $(if $(IMAGES),--check-images $(IMAGES)) $(if $(WEIGHTS)$(IMAGES),,$(error name a source: make check-source IMAGES=cifar10-test))
 
 cost: build ## queries, votes, training images and time of every pipeline at SCALE, before and after what is saved
 	@$(PLAN) --cost $(if $(strip $(RATES)),--rates $(RATES))

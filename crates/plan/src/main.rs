@@ -47,6 +47,9 @@ struct Arguments {
     /// Read all images of this source instead, and print what was understood; a contact sheet goes to data/check/NAME.png.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "cost", "gc"])]
     check_images: Option<String>,
+    /// Read these weights instead, and print what was understood; with --check-images, the network is asked about them.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "cost", "gc"])]
+    check_weights: Option<String>,
     /// Delete the artifacts under data/ that no written plan names, and print them.
     #[arg(long)]
     gc: bool,
@@ -54,8 +57,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(name) = &arguments.check_images {
-        return match check(&arguments, name) {
+    if arguments.check_images.is_some() || arguments.check_weights.is_some() {
+        return match check(&arguments) {
             Ok(text) => {
                 print(&text);
                 ExitCode::SUCCESS
@@ -76,10 +79,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a source of images holds, as text.
-fn check(arguments: &Arguments, name: &str) -> anyhow::Result<String> {
+/// What a source holds, as text.
+fn check(arguments: &Arguments) -> anyhow::Result<String> {
     let (options, sources) = given(arguments)?;
-    check::images::check(&sources, name, &options, &PathBuf::from(format!("data/check/{name}.png")))
+    let images = arguments.check_images.as_deref();
+    match (&arguments.check_weights, images) {
+        (Some(name), _) => check::weights::check(&sources, name, images, &options),
+        (None, Some(name)) => {
+            check::images::check(&sources, name, &options, &PathBuf::from(format!("data/check/{name}.png")))
+        }
+        (None, None) => Ok(String::new()),
+    }
 }
 
 fn given(arguments: &Arguments) -> Result<(Options, Sources)> {

@@ -9,7 +9,7 @@ use game::{Key, Phase};
 use hub::{Cache, Found};
 use nets::{Graph, Weights, weights};
 use serde_json::{Value, json};
-use stage::{Context, Invalid, Unfit};
+use stage::{Context, Invalid, Unfit, Usage};
 
 use crate::{Init, Params};
 
@@ -96,6 +96,41 @@ impl Source {
             *tensor = tensor.to_dtype(DType::F32)?;
         }
         Ok(weights)
+    }
+}
+
+/// What a file of weights holds for a network.
+#[derive(Debug)]
+pub struct Understood {
+    /// The file.
+    pub path: PathBuf,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// The tensors that the network takes, and how many numbers they hold.
+    pub taken: (usize, usize),
+    /// What stands before their names.
+    pub prefix: String,
+    /// Names of the tensors that are left out.
+    pub left_out: Vec<String>,
+}
+
+impl Understood {
+    /// Reads the weights that parameters name, from the hub's cache if they are the hub's; nothing where they are drawn.
+    ///
+    /// # Errors
+    /// With exit codes as the stage has them.
+    pub fn of(params: &Params, ctx: &Context) -> anyhow::Result<Option<Self>> {
+        params.check().map_err(Usage)?;
+        let Some(spec) = params.model.graph() else {
+            let text = "is no architecture of ours, whose tensors could be told";
+            return Err(Usage(format!("model: `{}` {text}; `make` imports it", params.model.slug())).into());
+        };
+        let graph = spec.graph().map_err(|fault| Usage(format!("model: {fault}")))?;
+        let Source::File { path, sha256, key, new_head } = Source::open(&params.init, ctx)? else { return Ok(None) };
+        let found = weights::open(&path).and_then(|file| file.fit(&graph, key.as_deref(), new_head)).map_err(fault)?;
+        let numbers = found.weights.values().map(|tensor| tensor.elem_count()).sum();
+        let taken = (found.weights.len(), numbers);
+        Ok(Some(Self { path, sha256, taken, prefix: found.prefix, left_out: found.left_out }))
     }
 }
 

@@ -28,6 +28,7 @@ use stage::{
 
 use trained::{Model, Programs};
 
+pub use init::Understood;
 pub use params::{Augment, Init, Keep, Params, Training};
 
 use crate::{data::Data, init::Source, resume::Resume, store::Store, train::Run};
