@@ -64,7 +64,7 @@ fn a_network_with_an_input_gradient_loses_to_pgd() {
             (rows.len(), rows[0].epoch, provenance.facts["model"]["architecture"].as_str()),
             (1, 0, Some(architecture))
         );
-        let of_pgd = |path: &&std::path::PathBuf| path.to_string_lossy().contains("--pgd--");
+        let of_pgd = |path: &&std::path::PathBuf| path.to_string_lossy().contains("--pgd-");
         let parts = project.parts("attack");
         let part = parts.iter().find(of_pgd).unwrap();
         let rows = artifact::read::<AttackRow>(&project.path().join(part)).unwrap().1;

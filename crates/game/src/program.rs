@@ -57,10 +57,12 @@ impl Program {
         self.command.join(" ")
     }
 
-    /// A few letters for file names: the last of its command's words that is no option, without folders and extension.
+    /// A few letters for file names: the last of its command's words that names a file, else the first, without folders and
+    /// extension.
     #[must_use]
     pub fn slug(&self) -> String {
-        let word = self.command.iter().rev().find(|word| !word.starts_with('-')).map_or("", String::as_str);
+        let is_file = |word: &&String| !word.starts_with('-') && word.contains(['/', '.']);
+        let word = self.command.iter().rev().find(is_file).or(self.command.first()).map_or("", String::as_str);
         let stem = word.rsplit('/').next().unwrap_or_default().split('.').next().unwrap_or_default();
         let letters: String =
             stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(24).collect();

@@ -502,6 +502,9 @@ impl Planner<'_> {
 
     /// The finetune jobs of a cell, and the network that it attacks.
     fn network(&mut self, base: &Base) -> Result<Network, Trouble> {
+        if let Some(model) = base.model.as_ref().filter(|model| model.get("name") == Some(&json!("program"))) {
+            return self.own(base, architecture("model", Value::Object(model.clone()))?);
+        }
         let found = match &base.weights {
             Some(used) => self.find(used)?,
             None => None,
@@ -521,9 +524,6 @@ impl Planner<'_> {
             (None, None) => return Err("model: name an architecture, or weights that belong to one".to_owned().into()),
         };
         let model = architecture("model", spec)?;
-        if model.program().is_some() {
-            return self.own(base, model);
-        }
         let new_head = base.weights.as_ref().is_some_and(|used| used.new_head);
         if kept.is_some() && new_head {
             return Err("weights.classes: a new head keeps no class; leave one of the two out".to_owned().into());

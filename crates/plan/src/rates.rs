@@ -295,14 +295,17 @@ mod tests {
             ("inception-v3", 299, 5.71e9),
             ("densenet-121", 224, 2.83e9),
             ("vgg-11", 224, 7.61e9),
-            // Google's table of EfficientNet-Lite.
-            ("efficientnet-lite0", 224, 407e6),
-            ("efficientnet-lite1", 240, 631e6),
-            ("efficientnet-lite2", 260, 899e6),
             ("cifar-resnet-20", 32, 40_551_040.0),
         ] {
             let count = Net::named(name, side).unwrap().multiplications().unwrap() as f64;
             assert!((count / published - 1.0).abs() < 0.01, "{name}: {count}");
+        }
+        // Google's table of EfficientNet-Lite counts some additions too.
+        for (name, side, published) in
+            [("efficientnet-lite0", 224, 407e6), ("efficientnet-lite1", 240, 631e6), ("efficientnet-lite2", 260, 899e6)]
+        {
+            let count = Net::named(name, side).unwrap().multiplications().unwrap() as f64;
+            assert!((0.93..=1.0).contains(&(count / published)), "{name}: {count}");
         }
         assert_eq!(Net { side: None, ..Net::named("resnet-18", 32).unwrap() }.multiplications(), None);
         let model = serde_json::from_str(r#"{"name": "candle", "architecture": "deit-small-patch16-224"}"#).unwrap();

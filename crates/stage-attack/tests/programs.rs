@@ -167,7 +167,7 @@ fn a_program_that_dies_a_hundred_times_leaves_the_rows_of_one_that_does_not() {
 #[test]
 fn a_program_that_fails_leaves_no_table_and_says_why() {
     let bench = Bench::new();
-    let table = |fault: &str| bench.program(fault, faulty(), &[fault, "3", "-", "network", "3"]);
+    let table = |fault: &str| bench.program(fault, faulty(), &[fault, "1", "-", "network", "3"]);
     let out = |fault: &str| bench.run(&format!("out-{fault}"), &table(fault), &pgd(none()), &[]);
     fails(&out("die"), 3, &["program `", "exit code 3", "failed before it too", "its last words:", "about to die"]);
     fails(&out("nan"), 4, &["a NaN among them", "about to nan"]);
