@@ -150,7 +150,7 @@ class Rng:
         return out.view(len(self), -1)[:, :count].reshape(shape)
 
     def normal(self, shape):
-        """Standard normal numbers, float32 (Box-Muller)."""
+        """Standard normal numbers, float32 (Box-Muller); the product's own within a rounding: PyTorch's logarithm differs."""
 
         def make(words, out):
             for i in (0, 2):

@@ -32,7 +32,7 @@ pub struct Picture {
 ///
 /// Without either, the bytes of an 8-bit RGB PNG are kept as they are. Every other kind of PNG becomes what PIL makes of
 /// it, to the bit; a JPEG, CMYK too, within what decoders may round. Measured against Pillow 12: where colour is stored at full
-/// resolution up to 3/255, at half the resolution up to 5/255 at edges, and less than 1/255 on the mean of an image.
+/// resolution up to 3/255, at half the resolution up to 6/255 at edges, and less than 1/255 on the mean of an image.
 /// What its EXIF says of the orientation counts as asked for.
 ///
 /// # Errors

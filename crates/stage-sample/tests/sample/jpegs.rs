@@ -35,7 +35,7 @@ fn whole_jpegs_are_those_of_pillow() {
             let halved = name.contains("420")
                 || name.contains("422")
                 || ["restarts", "optimised"].iter().any(|k| name.contains(k));
-            let bound = if halved { 5 } else { 3 };
+            let bound = if halved { 6 } else { 3 };
             assert!(worst <= bound && found.dimensions() == expected.dimensions(), "{name}: off by {worst}");
         }
     }
@@ -63,7 +63,7 @@ fn an_end_marker_before_the_last_block_does_not_make_a_jpeg_whole() {
             // Between two scans of a progressive file nothing is missing that was promised.
             let between = name.contains("progressive") && read(&cut).is_ok();
             assert!(between || read(&cut).is_err(), "{name}: {length} bytes and an end marker");
-            assert!(!between || part > 5, "{name}: {length} bytes and an end marker");
+            assert!(!between || part > 1, "{name}: {length} bytes and an end marker");
         }
     }
 }
