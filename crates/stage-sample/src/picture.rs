@@ -27,8 +27,9 @@ pub struct Picture {
 /// Decodes a PNG or JPEG, scales its shorter side to `resize` pixels, and keeps the middle `crop` x `crop`.
 ///
 /// Without either, the bytes of an 8-bit RGB PNG are kept as they are. Every other kind of PNG becomes what PIL makes of
-/// it, to the bit; a JPEG, CMYK too, within what decoders may round. Measured against Pillow 12: where colour is stored at full
-/// resolution up to 3/255, at half the resolution up to 5/255 at edges, and less than 1/255 on the mean of an image.
+/// it, to the bit; a JPEG, CMYK too, within what decoders may round. Measured beside Pillow 13 on 480 crops of photographs at
+/// qualities 30 to 100: at most 3/255 where colour is stored at full resolution, 1/255 for grey and CMYK, and 16/255 at edges of
+/// colour stored at half the resolution (which the two interpolate differently; the mean difference of an image stays below 0.5/255).
 /// What its EXIF says of the orientation counts as asked for.
 ///
 /// # Errors

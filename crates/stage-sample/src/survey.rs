@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use stage::Context;
 
-use crate::{Opened, Orientation, Params, Reader as _};
+use crate::{Opened, Orientation, Params};
 
 /// What was understood of a source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
