@@ -65,9 +65,14 @@ export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${JOBS:-$(npro
 cargo rustc --release --locked --jobs "${JOBS:-$(nproc)}" --package stages --features cudnn --bin stages -- \
     -C link-arg=-Wl,--icf=all -C relocation-model=static
 
+# What reaches a network is a program of its own.
+cargo build --release --locked --jobs "${JOBS:-$(nproc)}" --package fetch
+
 rm -rf "$dist"
 mkdir -p "$dist"
-strip -o "$dist/stages" "${CARGO_TARGET_DIR:-target}/release/stages"
+for program in stages fetch; do
+    strip -o "$dist/$program" "${CARGO_TARGET_DIR:-target}/release/$program"
+done
 for program in sample finetune fit attack gpu-check; do
     ln -sfn stages "$dist/$program"
 done

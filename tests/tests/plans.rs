@@ -53,7 +53,7 @@ fn the_smoke_plan_reads_as_it_did() {
     insta::assert_snapshot!("smoke-rules", make::fragment(&plan, &options).unwrap());
     insta::assert_snapshot!("smoke-list", make::list(&plan, "smoke", &options).unwrap());
     let rates = Rates::read(&[root().join("data/record/2026-11-22/bench/engine.json")]).unwrap();
-    insta::assert_snapshot!("smoke-costs", costs::tables(&plan, &rates));
+    insta::assert_snapshot!("smoke-costs", costs::tables(&plan, &rates, None));
     let attack = plan.jobs.all().iter().find(|job| job.address.contains("rotation--pgd")).unwrap();
     insta::assert_json_snapshot!("smoke-attack", attack.params);
     let finetune = plan.jobs.all().iter().find(|job| job.stage == "finetune").unwrap();
@@ -464,6 +464,17 @@ fn typos_and_impossible_cells_are_told_the_file_the_cell_and_the_accepted_names(
         ("name = \"pgd\"", "name = \"pdg\"", &["attack", "unknown variant `pdg`", "`pgd`"]),
         ("eps = \"8/255\"", "epsilon = \"8/255\"", &["attack", "unknown field `epsilon`", "`eps`"]),
         ("eps = \"8/255\"", "eps = \"8/0\"", &["attack", "8/0"]),
+        ("eps = \"8/255\"", "eps = 8", &["cell", "attack: pgd: eps = 8 must be at most 1", "\"8/255\""]),
+        (
+            "norm = \"linf\", eps = \"8/255\"",
+            "norm = \"l2\", eps = 128",
+            &["cell", "attack: pgd: eps = 128 must be at most 55.4"],
+        ),
+        (
+            "name = \"cifar-resnet\"\ndepth = 8",
+            "name = \"cifar-resnet\"\nmean = [123.675, 116.28, 103.53]\ndepth = 8",
+            &["cell", "model", "`mean` is [123.675, 116.28, 103.53]", "\"123.675/255\""],
+        ),
         ("votes = { draws = 50", "votes = { draw = 50", &["votes", "unknown field `draw`", "`draws`"]),
         ("votes = { draws = 50", "vote = { draws = 50", &["unknown field `vote`", "`votes`"]),
         (

@@ -5,7 +5,7 @@ use std::{
 };
 
 use artifact::{AttackRow, FinetuneRow, ReportRow};
-use pipeline_tests::Project;
+use pipeline_tests::{Project, files, pipelines};
 
 /// All rows of the attack tables, by folder and id.
 fn rows(project: &Project, parts: &str) -> BTreeMap<(PathBuf, u32, String, u32), AttackRow> {
@@ -216,6 +216,54 @@ fn help_lists_targets_variables_and_pipelines_without_building() {
         assert!(help.contains(word), "{word}:\n{help}");
     }
     assert!(!project.path().join("data").exists());
+}
+
+#[test]
+fn help_gives_each_pipeline_one_line_with_its_own_title() {
+    let help = Project::new().output(&["help"]);
+    let (_, listed) = help.split_once("Pipelines, each a target:\n").unwrap();
+    let listed: Vec<(&str, &str)> = listed.lines().map(|line| line.trim().split_once(' ').unwrap()).collect();
+    let title = |path: &PathBuf| {
+        let file: toml::Table = toml::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        file["title"].as_str().unwrap().to_owned()
+    };
+    let files = pipelines();
+    let expected: Vec<_> =
+        files.iter().map(|path| (path.file_stem().unwrap().to_string_lossy(), title(path))).collect();
+    assert_eq!(listed.len(), expected.len(), "{listed:?}");
+    for ((name, title), (file, expected)) in listed.into_iter().zip(expected) {
+        assert_eq!((name, title.trim()), (&*file, expected.as_str()));
+    }
+}
+
+#[test]
+fn what_is_missing_and_how_long_it_takes_is_said_once_before_anything_runs() {
+    let project = Project::new();
+    let outlook = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.starts_with("smoke: ")).map(str::to_owned).collect()
+    };
+    let told = outlook(&project.output(&["-n", "smoke"]));
+    assert_eq!(told.len(), 1, "rules are new, and Make begins again: {told:?}");
+    assert!(told[0].starts_with("smoke: 9 of 9 jobs to run, about ") && told[0].ends_with(" cores"), "{told:?}");
+    assert_eq!(outlook(&project.output(&["-n", "smoke"])), told, "what was measured is kept");
+    assert_eq!(outlook(&Project::finished().output(&["smoke"])), Vec::<String>::new());
+}
+
+#[test]
+fn costs_are_told_in_time_on_this_machine_which_is_measured_once() {
+    let project = Project::new();
+    for other in pipelines().iter().filter(|path| !path.ends_with("smoke.toml")) {
+        project.delete(PathBuf::from("pipelines").join(other.file_name().unwrap()));
+    }
+    let told = project.output(&["cost"]);
+    assert!(told.contains(", as measured here") && told.contains("wall clock"), "{told}");
+    let row = told.lines().filter(|line| line.starts_with("smoke ")).nth(1).unwrap();
+    assert!(!row.contains('-') && !row.contains('+'), "nothing is left out, training neither: {row}");
+    let kept = || files(&project.path().join("data/cost"), "json");
+    let bytes = project.bytes(&kept()[0]);
+    assert_eq!(kept().len(), 1);
+    assert_eq!(project.output(&["cost"]), told);
+    assert_eq!(project.bytes(&kept()[0]), bytes);
 }
 
 #[test]

@@ -80,7 +80,9 @@ impl Error {
         !matches!(self, Self::Write { .. })
     }
 
-    pub(crate) fn reading(path: &Path, source: io::Error) -> Self {
+    /// That a file cannot be read, and why.
+    #[must_use]
+    pub fn reading(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         if source.kind() == io::ErrorKind::NotFound {
             Self::Missing { path }

@@ -1,16 +1,14 @@
 //! Reading artifacts, and digests.
 
 use std::{
-    fmt::Write as _,
     fs::File,
-    io::{self, Read},
+    io,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
-use sha2::{Digest, Sha256};
 
 use crate::{Error, Provenance, Result, Row, column, write::PROVENANCE};
 
@@ -135,20 +133,5 @@ pub(crate) fn extract(path: &Path, file: &ParquetRecordBatchReaderBuilder<File>)
 /// # Errors
 /// If the file is missing or cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
-    let attempt = || {
-        let mut file = File::open(path)?;
-        let mut state = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(state.finalize()),
-                n => state.update(&buffer[..n]),
-            }
-        }
-    };
-    let digest = attempt().map_err(|error| Error::reading(path, error))?;
-    Ok(digest.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
+    hub::sha256(path).map_err(|error| Error::reading(path, error))
 }

@@ -203,11 +203,11 @@ impl BenchRow {
 /// Where the time went; written beside an artifact, never inside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimingRow {
-    /// What was done: `attack_queries` (forward evaluations), `votes`, `epoch`, `read`, ...
+    /// What was done: `attack_queries` (forward evaluations), `votes`, ..., and for all of it `total` and `processor`.
     pub work: String,
     /// How many of them.
     pub count: u64,
-    /// Wall-clock seconds.
+    /// Wall-clock seconds; of `processor`, processor seconds of all threads.
     pub seconds: f64,
 }
 

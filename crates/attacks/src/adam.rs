@@ -65,8 +65,9 @@ impl Entry for Adam {
     const ABOUT: &'static str = "Adam on the pixels, fed with the gradient or its signs";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
+        check::eps(self.norm, &self.eps)?;
         check::positive("learning_rate", &self.learning_rate)?;
+        check::pixels("learning_rate", &self.learning_rate)?;
         check::decay("beta1", self.beta1)?;
         check::decay("beta2", self.beta2)?;
         check::steps(&self.steps)?;

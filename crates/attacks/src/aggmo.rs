@@ -65,8 +65,8 @@ impl Entry for AggMo {
     const ABOUT: &'static str = "aggregated momentum: sums of gradients of different memory share every step";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
-        check::positive("step_size", &self.step_size)?;
+        check::eps(self.norm, &self.eps)?;
+        check::step(self.norm, &self.step_size)?;
         if self.betas.is_empty() {
             return Err("betas = [] must have at least one entry".into());
         }
@@ -180,6 +180,10 @@ impl Attack for AggMo {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn step_size(&self) -> Option<&Fraction> {
+        Some(&self.step_size)
     }
 
     fn is_queued(&self) -> bool {

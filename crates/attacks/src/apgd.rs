@@ -124,8 +124,8 @@ impl Entry for Apgd {
     const ABOUT: &'static str = "Auto-PGD: momentum, and a step that halves where progress stalls";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
-        check::positive("step_size", &self.step_size)?;
+        check::eps(self.norm, &self.eps)?;
+        check::step(self.norm, &self.step_size)?;
         check::steps(&self.steps)?;
         match (self.schedule, self.rating_draws) {
             (Schedule::Art, 0) => return Err("rating_draws = 0 must be at least 1 with schedule = art".into()),
@@ -423,6 +423,10 @@ impl Attack for Apgd {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn step_size(&self) -> Option<&Fraction> {
+        Some(&self.step_size)
     }
 
     fn steps(&self) -> Vec<usize> {

@@ -98,6 +98,11 @@ pub trait Attack: Debug + Send + Sync {
     /// The norm and the budget the perturbation is bounded by, or judged by; `None` for no perturbation.
     fn ball(&self) -> Option<(Norm, &Fraction)>;
 
+    /// The length of its steps in the norm of the ball, where it is a parameter.
+    fn step_size(&self) -> Option<&Fraction> {
+        None
+    }
+
     /// Whether the perturbation cannot leave the ball. Where it can, an image outside is a failure of the attack (as
     /// robustml counts it), not a fault of the program.
     fn stays_inside(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What parameters of several attacks have in common.
 
-use game::Fraction;
+use game::{Fraction, Norm, within_pixels};
 
 /// Whether a parameter makes sense, or one sentence why not.
 pub(crate) type Check = Result<(), String>;
@@ -15,9 +15,23 @@ pub(crate) fn number(text: &str) -> Fraction {
     text.parse().expect("a number")
 }
 
-/// Whether a budget makes sense.
-pub(crate) fn eps(eps: &Fraction) -> Check {
-    if eps.value() >= 0.0 { Ok(()) } else { Err(format!("eps = {eps} must be at least 0")) }
+/// Whether a budget makes sense; how large it may be in l2 depends on the images: [`crate::Spec::check_size`].
+pub(crate) fn eps(norm: Norm, eps: &Fraction) -> Check {
+    if eps.value() < 0.0 {
+        return Err(format!("eps = {eps} must be at least 0"));
+    }
+    if norm == Norm::Linf { pixels("eps", eps) } else { Ok(()) }
+}
+
+/// Whether the length of a step makes sense, in the same units as the budget.
+pub(crate) fn step(norm: Norm, step_size: &Fraction) -> Check {
+    positive("step_size", step_size)?;
+    if norm == Norm::Linf { pixels("step_size", step_size) } else { Ok(()) }
+}
+
+/// Whether a length is one that pixels in `[0, 1]` can differ by.
+pub(crate) fn pixels(name: &str, length: &Fraction) -> Check {
+    within_pixels(name, length.value(), length, 1.0)
 }
 
 /// Whether a parameter is greater than 0.

@@ -67,9 +67,10 @@ impl Entry for EvolutionStrategy {
     const ABOUT: &'static str = "sign steps along a gradient estimated from forward evaluations alone";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
-        check::positive("step_size", &self.step_size)?;
+        check::eps(self.norm, &self.eps)?;
+        check::step(self.norm, &self.step_size)?;
         check::positive("sigma", &self.sigma)?;
+        check::pixels("sigma", &self.sigma)?;
         check::steps(&self.steps)?;
         if self.schedule.is_empty() {
             return Err("schedule = [] must have at least one entry".into());
@@ -137,6 +138,10 @@ impl Attack for EvolutionStrategy {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn step_size(&self) -> Option<&Fraction> {
+        Some(&self.step_size)
     }
 
     fn steps(&self) -> Vec<usize> {

@@ -66,7 +66,7 @@ impl Entry for GradientAscent {
     const ABOUT: &'static str = "ascent along the raw mean gradient, with a penalty or a projection";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
+        check::eps(self.norm, &self.eps)?;
         check::positive("learning_rate", &self.learning_rate)?;
         check::steps(&self.steps)?;
         if self.norm == Norm::Linf && self.penalty.value() != 0.0 {

@@ -42,7 +42,7 @@ pub use stop::{Reading, Stop};
 pub use uniform_noise::UniformNoise;
 pub use victim::{Eot, Mean, Opinion, Query, Sampling, Victim};
 
-use game::{Fraction, Norm};
+use game::{Fraction, Norm, within_pixels};
 
 game::catalogue! {
     /// Any attack and its parameters.
@@ -71,6 +71,23 @@ impl Spec {
     #[must_use]
     pub fn eps(&self) -> Option<&Fraction> {
         self.build().ball().map(|(_, eps)| eps)
+    }
+
+    /// Whether budget and steps make sense for images of this many numbers, over all channels and pixels: in l2 no two such
+    /// images are further apart than the diagonal of the box `[0, 1]` of them.
+    ///
+    /// # Errors
+    /// One sentence: the attack, the parameter, its value, and what it must be.
+    pub fn check_size(&self, numbers: usize) -> Result<(), String> {
+        let attack = self.build();
+        let Some((Norm::L2, eps)) = attack.ball() else { return Ok(()) };
+        let diagonal = (numbers as f64).sqrt();
+        let lengths = [("eps", Some(eps)), ("step_size", attack.step_size())];
+        lengths
+            .into_iter()
+            .filter_map(|(name, length)| Some((name, length?)))
+            .try_for_each(|(name, length)| within_pixels(name, length.value(), length, diagonal))
+            .map_err(|error| format!("{}: {error}", self.name()))
     }
 
     /// The number of steps of every snapshot, ascending.

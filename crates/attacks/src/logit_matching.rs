@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use game::{Defense, Entry, Fraction, Goal, Gradient, Key, Norm, pullback};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -59,12 +60,13 @@ impl Entry for LogitMatching {
     const ABOUT: &'static str = "brings the logits to those of another image, on average over noise";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
-        check::positive("step_size", &self.step_size)?;
+        check::eps(self.norm, &self.eps)?;
+        check::step(self.norm, &self.step_size)?;
         check::steps(&self.steps)?;
         if self.sigma.value() < 0.0 {
             return Err(format!("sigma = {} must be at least 0", self.sigma));
         }
+        check::pixels("sigma", &self.sigma)?;
         if self.draws == 0 && !self.clean {
             return Err("draws = 0 must be at least 1 where clean = false: nothing would be averaged".into());
         }
@@ -92,6 +94,15 @@ impl Entry for LogitMatching {
     }
 }
 
+game::vectorised! {
+    /// Adds noise and clips to `[0, 1]`.
+    fn add_clipped(pixels: &mut [f32], sigma: f64, noise: &[f32]) {
+        for (pixel, &noise) in pixels.iter_mut().zip(noise) {
+            *pixel = (f64::from(*pixel) + sigma * f64::from(noise)).clamp(0.0, 1.0) as f32;
+        }
+    }
+}
+
 /// The attack's noise before the victim's defense.
 #[derive(Debug)]
 struct Noisy<'a> {
@@ -104,13 +115,13 @@ impl Noisy<'_> {
     fn noisy(&self, x: &Tensor, keys: &[Key]) -> Result<(Tensor, Vec<Key>)> {
         let mut pixels = x.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
         let size = pixels.len() / keys.len().max(1);
-        let mut noise = vec![0.0; size];
-        for (pixels, key) in pixels.chunks_mut(size.max(1)).zip(keys) {
-            key.at(0).fill_normal(&mut noise);
-            for (pixel, &noise) in pixels.iter_mut().zip(&noise) {
-                *pixel = (f64::from(*pixel) + self.sigma * f64::from(noise)).clamp(0.0, 1.0) as f32;
-            }
-        }
+        pixels.par_chunks_mut(size.max(1)).zip(keys).for_each_init(
+            || vec![0.0; size],
+            |noise, (pixels, key)| {
+                key.at(0).fill_normal(noise);
+                add_clipped(pixels, self.sigma, noise);
+            },
+        );
         let noisy = Tensor::from_vec(pixels, x.dims(), &candle_core::Device::Cpu)?.to_device(x.device())?;
         Ok((noisy, keys.iter().map(|key| key.at(1)).collect()))
     }
@@ -194,6 +205,10 @@ impl Attack for LogitMatching {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn step_size(&self) -> Option<&Fraction> {
+        Some(&self.step_size)
     }
 
     fn needs_guides(&self) -> bool {

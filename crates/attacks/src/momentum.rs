@@ -59,8 +59,8 @@ impl Entry for Momentum {
     const ABOUT: &'static str = "steps along a decaying sum of normalised gradients";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
-        check::positive("step_size", &self.step_size)?;
+        check::eps(self.norm, &self.eps)?;
+        check::step(self.norm, &self.step_size)?;
         if !(0.0..=1.0).contains(&self.decay) {
             return Err(format!("decay = {} must be at least 0 and at most 1", self.decay));
         }
@@ -157,6 +157,10 @@ impl Attack for Momentum {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn step_size(&self) -> Option<&Fraction> {
+        Some(&self.step_size)
     }
 
     fn is_queued(&self) -> bool {

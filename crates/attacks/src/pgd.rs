@@ -53,8 +53,8 @@ impl Entry for Pgd {
     const ABOUT: &'static str = "projected gradient descent with expectation over transformation";
 
     fn check(&self) -> std::result::Result<(), String> {
-        check::eps(&self.eps)?;
-        check::positive("step_size", &self.step_size)?;
+        check::eps(self.norm, &self.eps)?;
+        check::step(self.norm, &self.step_size)?;
         check::steps(&self.steps)?;
         self.eot.check()
     }
@@ -108,6 +108,10 @@ impl Attack for Pgd {
 
     fn ball(&self) -> Option<(Norm, &Fraction)> {
         Some((self.norm, &self.eps))
+    }
+
+    fn step_size(&self) -> Option<&Fraction> {
+        Some(&self.step_size)
     }
 
     fn is_queued(&self) -> bool {

@@ -31,7 +31,7 @@ impl Entry for UniformNoise {
     const ABOUT: &'static str = "uniform noise in the adversary's ball: the baseline of blind strength";
 
     fn check(&self) -> std::result::Result<(), String> {
-        eps(&self.eps)
+        eps(self.norm, &self.eps)
     }
 
     fn examples() -> Vec<Self> {

@@ -162,6 +162,38 @@ fn host(x: &Tensor) -> Result<Vec<f64>> {
     x.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()
 }
 
+/// The elements of a tensor in its own precision, row-major.
+enum Floats {
+    Single(Vec<f32>),
+    Double(Vec<f64>),
+}
+
+fn floats(x: &Tensor) -> Result<Floats> {
+    match x.dtype() {
+        DType::F32 => Ok(Floats::Single(x.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)),
+        _ => Ok(Floats::Double(host(x)?)),
+    }
+}
+
+/// A number of either precision.
+trait Wide: Copy + Sync {
+    fn wide(self) -> f64;
+}
+
+impl Wide for f32 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Wide for f64 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
 /// The gradient of one loss at the logits, scaled.
 #[derive(Clone, Debug)]
 struct Upstream {
@@ -249,32 +281,31 @@ impl Victim<'_> {
         let mut opinions = vec![Opinion::default(); keys.len()];
         for chunk in Draw::all(keys, pairs).chunks(self.batch.div_ceil(2)) {
             let mut directions = vec![0.0; chunk.len() * size];
-            let each = directions.par_chunks_mut(size.max(1)).zip(chunk);
-            each.for_each(|(direction, draw)| draw.key.at(2).fill_normal(direction));
-            let points: Vec<f32> = chunk
-                .iter()
-                .zip(directions.chunks(size.max(1)))
-                .flat_map(|(draw, direction)| [1.0, -1.0].map(|sign| (draw.image, sign * sampling.sigma, direction)))
-                .flat_map(|(image, step, direction)| {
-                    let origin = &pixels[image * size..][..size];
-                    origin.iter().zip(direction).map(move |(&x, &u)| (f64::from(x) + step * f64::from(u)) as f32)
-                })
-                .collect();
+            let mut points = vec![0.0; 2 * directions.len()];
+            let places = directions.par_chunks_mut(size.max(1)).zip(points.par_chunks_mut(2 * size.max(1)));
+            places.zip(chunk).for_each(|((direction, points), draw)| {
+                draw.key.at(2).fill_normal(direction);
+                let (above, below) = points.split_at_mut(size);
+                let origin = &pixels[draw.image * size..][..size];
+                look_aside(origin, direction, sampling.sigma, above, below);
+            });
             let (_, c, h, w) = x.dims4()?;
             let points = Tensor::from_vec(points, (2 * chunk.len(), c, h, w), &Device::Cpu)?.to_device(x.device())?;
             let twice: Vec<Key> = chunk.iter().flat_map(|draw| [draw.key; 2]).collect();
             let logits = host(&self.predict(&points, &twice)?)?;
             let mut slopes = Vec::with_capacity(chunk.len());
-            for ((draw, logits), direction) in
-                chunk.iter().zip(logits.chunks(2 * k)).zip(directions.chunks_mut(size.max(1)))
-            {
+            for (draw, logits) in chunk.iter().zip(logits.chunks(2 * k)) {
                 let [above, below] =
                     [&logits[..k], &logits[k..]].map(|row| Upstream::new(loss, row, classes[draw.image]).loss);
                 logits.chunks(k).for_each(|row| opinions[draw.image].push(row));
-                let slope = (above - below) / (2.0 * sampling.sigma);
-                slopes.extend(direction.iter().map(|&u| slope * f64::from(u)));
-                let loss = f64::midpoint(above, below);
-                sums[draw.image].add(&Upstream { row: vec![], log2: 0, loss }, &slopes[slopes.len() - size..]);
+                slopes.push(((above - below) / (2.0 * sampling.sigma), f64::midpoint(above, below)));
+            }
+            let mut rest = (&slopes[..], &directions[..]);
+            for draws in chunk.chunk_by(|a, b| a.image == b.image) {
+                let (slopes, later) = rest.0.split_at(draws.len());
+                let (directions, others) = rest.1.split_at(draws.len() * size);
+                rest = (later, others);
+                sums[draws[0].image].add_directions(slopes, directions);
             }
         }
         let query = Query::new(sums, opinions, pairs, x)?;
@@ -403,7 +434,10 @@ impl Victim<'_> {
                 bail!("the network did not ask for the gradient at its logits")
             }
             let below = pullback(self.defense, &images, &defense, &above)?;
-            add(sums, chunk, &upstreams, &host(&below)?);
+            match floats(&below)? {
+                Floats::Single(below) => add(sums, chunk, &upstreams, &below),
+                Floats::Double(below) => add(sums, chunk, &upstreams, &below),
+            }
         }
         Ok(())
     }
@@ -458,7 +492,7 @@ struct Sum {
 }
 
 /// Adds a batch of draws' gradients to the sums of their images, in the order of draws.
-fn add(sums: &mut [Sum], draws: &[Draw], upstreams: &[Upstream], gradients: &[f64]) {
+fn add<T: Wide>(sums: &mut [Sum], draws: &[Draw], upstreams: &[Upstream], gradients: &[T]) {
     let Some((first, last)) = draws.first().zip(draws.last()) else { return };
     let size = gradients.len() / draws.len();
     sums[first.image..=last.image].par_iter_mut().enumerate().for_each(|(i, sum)| {
@@ -476,16 +510,86 @@ fn pow2(log2: i32) -> f64 {
     if log2 < -1022 { 0.0 } else { f64::from_bits(((log2.min(1023) + 1023) as u64) << 52) }
 }
 
+game::vectorised! {
+    /// Counts the entries that are no finite numbers, and those that are and are not zero.
+    fn count<T: Wide>(gradient: &[T], non_finite: &mut u64, moving: &mut u64) {
+        for entry in gradient {
+            let entry = entry.wide();
+            *non_finite = non_finite.wrapping_add(u64::from(!entry.is_finite()));
+            *moving = moving.wrapping_add(u64::from(entry.is_finite() && entry != 0.0));
+        }
+    }
+}
+
+game::vectorised! {
+    /// Adds a multiple of the entries that are finite.
+    fn add_finite<T: Wide>(sums: &mut [f64], factor: f64, gradient: &[T]) {
+        for (sum, entry) in sums.iter_mut().zip(gradient) {
+            let entry = entry.wide();
+            *sum = if entry.is_finite() { *sum + factor * entry } else { *sum };
+        }
+    }
+}
+
+game::vectorised! {
+    /// The points at a distance along a direction, and against it.
+    fn look_aside(origin: &[f32], direction: &[f32], distance: f64, above: &mut [f32], below: &mut [f32]) {
+        for (((above, below), &x), &u) in above.iter_mut().zip(below).zip(origin).zip(direction) {
+            *above = (f64::from(x) + distance * f64::from(u)) as f32;
+            *below = (f64::from(x) + -distance * f64::from(u)) as f32;
+        }
+    }
+}
+
+game::vectorised! {
+    /// Adds a multiple of a direction.
+    fn add_multiple(sums: &mut [f64], slope: f64, direction: &[f32]) {
+        for (sum, &u) in sums.iter_mut().zip(direction) {
+            *sum += slope * f64::from(u);
+        }
+    }
+}
+
+/// Entries that one thread sums up at a time: few enough to stay in its first cache, and enough for several threads.
+const STRETCH: usize = 512;
+
 impl Sum {
+    /// Adds pairs of evaluations in their order: a slope along each direction, and a loss.
+    ///
+    /// # Panics
+    /// Unless there is a direction of the sum's length for each slope.
+    fn add_directions(&mut self, slopes: &[(f64, f64)], directions: &[f32]) {
+        let size = self.entries.len();
+        assert_eq!(directions.len(), slopes.len() * size);
+        for (slope, loss) in slopes {
+            self.loss += loss;
+            // A slope that is no number makes all of its entries so.
+            self.non_finite += if slope.is_finite() { 0 } else { size as u64 };
+        }
+        let counts = |slope: f64| slope != 0.0 && slope.is_finite();
+        if slopes.iter().any(|(slope, _)| counts(*slope)) {
+            self.log2 = Some(self.log2.unwrap_or(0));
+        }
+        self.entries.par_chunks_mut(STRETCH).enumerate().for_each(|(i, sums)| {
+            for ((slope, _), direction) in slopes.iter().zip(directions.chunks(size)) {
+                if counts(*slope) {
+                    add_multiple(sums, *slope, &direction[i * STRETCH..][..sums.len()]);
+                }
+            }
+        });
+    }
+
     fn new(size: usize) -> Self {
         Self { entries: vec![0.0; size], log2: None, loss: 0.0, non_finite: 0 }
     }
 
-    fn add(&mut self, upstream: &Upstream, gradient: &[f64]) {
+    fn add<T: Wide>(&mut self, upstream: &Upstream, gradient: &[T]) {
         self.loss += upstream.loss;
-        self.non_finite += gradient.iter().filter(|entry| !entry.is_finite()).count() as u64;
+        let (mut non_finite, mut moving) = (0, 0);
+        count(gradient, &mut non_finite, &mut moving);
+        self.non_finite += non_finite;
         // A draw without gradient says nothing about the unit.
-        if gradient.iter().all(|&entry| entry == 0.0 || !entry.is_finite()) {
+        if moving == 0 {
             return;
         }
         let unit = self.log2.unwrap_or(upstream.log2);
@@ -495,11 +599,7 @@ impl Sum {
         }
         let unit = unit.max(upstream.log2);
         let factor = pow2(upstream.log2 - unit);
-        for (sum, &entry) in self.entries.iter_mut().zip(gradient) {
-            if entry.is_finite() {
-                *sum += factor * entry;
-            }
-        }
+        add_finite(&mut self.entries, factor, gradient);
         self.log2 = Some(unit);
     }
 
@@ -536,7 +636,7 @@ impl Query {
     }
 
     fn new(sums: Vec<Sum>, opinions: Vec<Opinion>, draws: usize, x: &Tensor) -> Result<Self> {
-        let (gradients, log2): (Vec<Vec<f32>>, _) = sums.iter().map(|sum| sum.scaled(draws)).unzip();
+        let (gradients, log2): (Vec<Vec<f32>>, _) = sums.par_iter().map(|sum| sum.scaled(draws)).unzip();
         let share = |row: &Vec<f32>| row.iter().filter(|&&entry| entry == 0.0).count() as f64 / row.len() as f64;
         Ok(Self {
             zero_gradient: gradients.iter().map(share).collect(),

@@ -5,6 +5,7 @@ mod clock;
 mod measure;
 mod ours;
 mod peak;
+mod program;
 mod report;
 mod stages;
 mod torch;
@@ -19,7 +20,7 @@ use crate::{
     report::Report,
     stages::Stages,
     torch::Torch,
-    work::Work,
+    work::{Kind, Work},
 };
 
 /// Measures gradient queries, forward passes, votes and training steps in images per second.
@@ -82,9 +83,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         quick: arguments.quick,
         compile,
         stages: Stages { bin: &arguments.bin, data_root: arguments.data_root.as_deref(), folder: folder.path() },
+        python: arguments.torch.as_deref(),
     };
     let Some(python) = &arguments.torch else {
-        for work in works {
+        // A program is PyTorch's.
+        for work in works.into_iter().filter(|work| work.kind != Kind::Program) {
             say(&Alone::measure(&plan, work)?.to_string());
         }
         return Ok(());

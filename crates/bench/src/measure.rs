@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     clock::median,
     ours::{Case, Runner},
+    program::Program,
     stages::{Stages, Votes},
     torch::Torch,
     work::{DRAWS, Kind, Work},
@@ -23,7 +24,12 @@ pub struct Plan<'a> {
     /// Why `torch.compile` is left out, if it is.
     pub compile: Result<(), &'static str>,
     pub stages: Stages<'a>,
+    /// The Python that has PyTorch.
+    pub python: Option<&'a str>,
 }
+
+/// The file of the weights that both sides use.
+const WEIGHTS: &str = "weights.safetensors";
 
 /// Variants slower than this share of the best are dropped in a quick run.
 const CLOSE: f64 = 0.8;
@@ -39,6 +45,7 @@ enum Ours {
         tables: [PathBuf; 2],
         evaluations: f64,
     },
+    Program(Program),
 }
 
 impl Ours {
@@ -46,6 +53,11 @@ impl Ours {
         let images = if plan.quick { 6 } else { 20 };
         Ok(match case.work.kind {
             Kind::Votes => Self::Votes { tables: plan.stages.ballot(images)?, evaluations: f64::NAN },
+            Kind::Program => {
+                let Some(python) = plan.python else { anyhow::bail!("{}: there is no Python to run it", case.work) };
+                let folder = plan.stages.folder;
+                Self::Program(Program::start(python, folder, &folder.join(WEIGHTS), case.images(), case.labels())?)
+            }
             Kind::Train => Self::Engine { runner: case.runner(false)?, direct: None },
             _ => Self::Engine { runner: case.runner(false)?, direct: Some(case.runner(true)?) },
         })
@@ -55,6 +67,7 @@ impl Ours {
     fn rate(&mut self, plan: &Plan<'_>, case: &Case) -> anyhow::Result<f64> {
         match self {
             Self::Engine { runner, .. } => case.rate(runner, plan.seconds),
+            Self::Program(program) => case.alone(|| program.rate(plan.seconds)),
             Self::Votes { tables, evaluations: mean } => {
                 let Votes { images, evaluations, seconds } = plan.stages.votes(tables, case.work.threads)?;
                 *mean = evaluations as f64 / images as f64;
@@ -191,14 +204,14 @@ pub struct Beside {
 impl Beside {
     pub fn measure(plan: &Plan<'_>, work: Work, torch: &mut Torch) -> anyhow::Result<Self> {
         let case = Case::new(work)?;
-        let (weights, data) =
-            (plan.stages.folder.join("weights.safetensors"), plan.stages.folder.join("data.safetensors"));
+        let (weights, data) = (plan.stages.folder.join(WEIGHTS), plan.stages.folder.join("data.safetensors"));
         case.save(&weights, &data)?;
         let mut ours = Ours::new(plan, &case)?;
         let variants = torch.open(&work, &weights, &data, plan.compile)?;
         anyhow::ensure!(!variants.variants.is_empty(), "{work}: PyTorch ran no variant: {:?}", variants.skipped);
         let mut apart = BTreeMap::new();
-        if work.kind != Kind::Votes {
+        // Both of these draw noise of their own.
+        if !matches!(work.kind, Kind::Votes | Kind::Program) {
             let answer = case.answer(&mut case.runner(false)?)?;
             for name in &variants.variants {
                 let theirs = torch.first(name, plan.stages.folder)?;

@@ -63,6 +63,21 @@ impl Case {
         Ok(())
     }
 
+    /// The images, `(n, 3, side, side)`.
+    pub fn images(&self) -> Tensor {
+        self.images.clone()
+    }
+
+    /// Their labels.
+    pub fn labels(&self) -> Vec<u32> {
+        self.labels.clone()
+    }
+
+    /// Does something on the work's threads.
+    pub fn alone<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
     /// Compiles; `direct` leaves Winograd's algorithm out.
     pub fn runner(&self, direct: bool) -> anyhow::Result<Runner> {
         if self.work.kind == Kind::Train {

@@ -61,6 +61,49 @@ class CifarResnet(nn.Module):
         return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
+class LiteBlock(nn.Module):
+    def __init__(self, inputs, outputs, expansion, kernel, stride):
+        super().__init__()
+        hidden, self.expands = inputs * expansion, expansion != 1
+        if self.expands:
+            self._expand_conv, self._bn0 = nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden, eps=1e-3)
+        pad = kernel // 2 if stride == 1 else 0
+        self._depthwise_conv = nn.Conv2d(hidden, hidden, kernel, stride, pad, groups=hidden, bias=False)
+        self._bn1 = nn.BatchNorm2d(hidden, eps=1e-3)
+        self._project_conv, self._bn2 = nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs, eps=1e-3)
+        # TensorFlow's SAME of planes with even sides.
+        self.edge = None if stride == 1 else ((kernel - 2) // 2, (kernel - 1) // 2) * 2
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = y if self.edge is None else F.pad(y, self.edge)
+        y = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(y)))))
+        return x + y if self.adds else y
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 under the names of efficientnet-lite-pytorch."""
+
+    def __init__(self):
+        super().__init__()
+        self._conv_stem, self._bn0 = nn.Conv2d(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, eps=1e-3)
+        blocks, inputs = [], 32
+        stages = [(1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5)]
+        for expansion, outputs, count, stride, kernel in stages + [(6, 320, 1, 1, 3)]:
+            for block in range(count):
+                blocks.append(LiteBlock(inputs, outputs, expansion, kernel, 1 if block else stride))
+                inputs = outputs
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head, self._bn1 = nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280, eps=1e-3)
+        self._fc = nn.Linear(1280, 1000)
+
+    def forward(self, x):
+        x = F.relu6(self._bn0(self._conv_stem(F.pad(x, (0, 1, 0, 1)))))
+        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
+        return self._fc(x.mean((2, 3)))
+
+
 class Normalised(nn.Module):
     def __init__(self, net):
         super().__init__()
@@ -90,6 +133,8 @@ def network(model, side):
         return CifarResnet(int(model.rsplit("-", 1)[1]))
     if model == "mobilenet-v2":
         return torchvision.models.mobilenet_v2()
+    if model == "efficientnet-lite0":
+        return Lite0()
     net = getattr(torchvision.models, model.replace("-", ""))(num_classes=10 if side < 64 else 1000)
     if side < 64:
         net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
@@ -112,6 +157,7 @@ class Work:
         self.kind, self.batch, self.draws = kind, batch, draws
         self.one = torch.get_num_threads() == 1
         self.data, self.skipped, self.nets, self.answers = tensors(data), {}, {}, {}
+        self.attacked = self.data["images"]
         build = self.train_variants if kind == "train" else self.frozen_variants
         for name, make in build(model, side, weights):
             if "compiled" in name and compile is not True:
@@ -133,6 +179,8 @@ class Work:
             return (torch.compile(whole) if compiled else whole), layout
 
         yield "eager", lambda: net(False, torch.contiguous_format)
+        if self.kind == "program":
+            return  # The program's own: what differs is who attacks it.
         yield "channels_last", lambda: net(False, LAST)
         yield "folded", lambda: net(True, torch.contiguous_format)
         yield "folded, channels_last", lambda: net(True, LAST)
@@ -160,6 +208,8 @@ class Work:
             return loss.detach()
         if self.kind == "votes":
             return self.vote(net, x[:1])
+        if self.kind == "program":
+            return self.step(net, x)
         if self.kind == "logits":
             # Compiled code does not know inference mode's tensors; no_grad is as fast.
             with torch.no_grad():
@@ -167,6 +217,16 @@ class Work:
         y = x.detach().requires_grad_()
         logits = net(y)
         return logits.detach(), torch.autograd.grad(logits, y, self.data["upstream"])[0]
+
+    def step(self, net, origin):
+        """A step of PGD against Gaussian noise, as one writes it by hand."""
+        x = self.attacked.detach().requires_grad_()
+        loss = F.cross_entropy(net(x + 0.25 * torch.randn_like(x)), self.data["labels"].long(), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        with torch.no_grad():
+            x = x + 2 / 255 * gradient.sign()
+            self.attacked = torch.min(torch.max(x, origin - 8 / 255), origin + 8 / 255).clamp_(0, 1)
+        return loss.detach()
 
     def vote(self, net, image):
         """The majority of every draw of Gaussian noise about one image, in batches."""

@@ -16,6 +16,9 @@ pub enum Kind {
     Votes,
     /// Forward, backward, and a step of AdamW; batch statistics.
     Train,
+    /// A step of PGD on PyTorch's network behind Gaussian noise, as a program that speaks the protocol `victim`; PyTorch's side
+    /// is the same in a loop by hand.
+    Program,
 }
 
 /// One row of the table.
@@ -30,6 +33,10 @@ pub struct Work {
     pub threads: usize,
 }
 
+/// The normalisation that all networks here have, on both sides.
+const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+const STD: [f64; 3] = [0.229, 0.224, 0.225];
+
 /// What a vote asks for.
 pub const DRAWS: u32 = 500;
 
@@ -41,6 +48,7 @@ impl Kind {
             Self::Logits => "logits",
             Self::Votes => "votes",
             Self::Train => "train",
+            Self::Program => "program",
         }
     }
 }
@@ -62,15 +70,21 @@ impl Work {
             ("resnet-34", 224, 8),
             ("resnet-50", 224, 8),
             ("mobilenet-v2", 224, 8),
+            ("efficientnet-lite0", 224, 8),
         ];
         let of = |kind| move |(model, side, batch)| Self { kind, model, side, batch, threads };
         let once = |kind, batch| Self { kind, model: "cifar-resnet-20", side: 32, batch, threads };
         let frozen = models.map(of(Kind::Gradient)).into_iter().chain(models.map(of(Kind::Logits)));
-        frozen.chain([once(Kind::Votes, 100), once(Kind::Train, 128)]).collect()
+        // One thread each: with several, a loop by hand and a program differ in what else runs.
+        let program = (threads == 1).then(|| once(Kind::Program, 100));
+        frozen.chain([once(Kind::Votes, 100), once(Kind::Train, 128)]).chain(program).collect()
     }
 
     /// The network, as parameters name it.
     pub fn spec(&self) -> serde_json::Value {
+        if let Some(variant) = self.model.strip_prefix("efficientnet-lite").and_then(|v| v.parse::<usize>().ok()) {
+            return serde_json::json!({"name": "efficientnet-lite", "variant": variant, "mean": MEAN, "std": STD});
+        }
         let (name, depth) = self.model.rsplit_once('-').unwrap_or((self.model, ""));
         match (name, depth.parse::<usize>()) {
             ("resnet", Ok(depth)) if self.side < 64 => {

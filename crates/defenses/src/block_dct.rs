@@ -20,9 +20,9 @@ const SOURCE: Source = crate::device::source!("block_dct");
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BlockDct {
-    /// The step of the lowest frequencies, 4 x 4 of them; above 0.
+    /// The step of the lowest frequencies, 4 x 4 of them; at least 1.
     pub low: f64,
-    /// The step of the others; above 0.
+    /// The step of the others; at least 1.
     pub high: f64,
 }
 
@@ -37,8 +37,10 @@ impl Entry for BlockDct {
 
     fn check(&self) -> Result<(), String> {
         for (name, step) in [("low", self.low), ("high", self.high)] {
-            if !(step > 0.0 && step.is_finite()) {
-                return Err(format!("{name} = {step} must be a finite number above 0"));
+            if !(step >= 1.0 && step.is_finite()) {
+                return Err(format!(
+                    "{name} = {step} must be a finite number of at least 1: it is on the scale of 0 to 255"
+                ));
             }
         }
         Ok(())

@@ -15,7 +15,8 @@ use crate::kernel::{self, Canvas, Kernel, Pixel, Shape};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GaussianNoise {
-    /// Standard deviation, in pixel units of `[0, 1]`; at least 0.
+    /// Standard deviation, in pixel units of `[0, 1]`; at least 0, at most 2.
+    #[serde(deserialize_with = "game::number")]
     pub sigma: f64,
     /// Whether noisy pixels are clipped to `[0, 1]`.
     pub clip: bool,
@@ -33,11 +34,7 @@ impl Entry for GaussianNoise {
     const ABOUT: &'static str = "Gaussian noise on every pixel";
 
     fn check(&self) -> std::result::Result<(), String> {
-        if self.sigma.is_finite() && self.sigma >= 0.0 {
-            Ok(())
-        } else {
-            Err(format!("sigma = {} must be a finite number of at least 0", self.sigma))
-        }
+        kernel::deviation("sigma", self.sigma)
     }
 
     fn examples() -> Vec<Self> {

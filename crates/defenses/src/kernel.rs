@@ -183,6 +183,13 @@ pub fn at_least(name: &str, value: f64, least: f64) -> std::result::Result<(), S
     }
 }
 
+/// Refuses a standard deviation of noise that is none of pixels in `[0, 1]`: smoothing has been tried up to about 1, and with
+/// 2 nothing of an image is left.
+pub fn deviation(name: &str, value: f64) -> std::result::Result<(), String> {
+    at_least(name, value, 0.0)?;
+    game::within_pixels(name, value, &value, 2.0)
+}
+
 /// Channels, rows and columns of one image; pixel `(c, i, j)` is element `(c * height + i) * width + j`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {

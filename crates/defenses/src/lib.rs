@@ -24,6 +24,7 @@ mod kernel;
 mod median_blur;
 mod noise_injection;
 mod odds;
+mod program;
 mod quantisation;
 mod resample;
 mod resize_pad;
@@ -42,6 +43,7 @@ pub use jpeg::Jpeg;
 pub use median_blur::MedianBlur;
 pub use noise_injection::{Noise, NoiseInjection, PoissonScale};
 pub use odds::{Detector, Erosion, MIN_IMAGES, Odds, Pair, Statistics, quantile};
+pub use program::Program;
 pub use quantisation::Quantisation;
 pub use resample::Sampling;
 pub use resize_pad::ResizePad;
@@ -68,6 +70,19 @@ game::catalogue! {
         "resize-pad" => ResizePad,
         "jpeg" => Jpeg,
         "block-dct" => BlockDct,
+        "program" => Program,
         "stack" => Stack,
+    }
+}
+
+impl Spec {
+    /// The programs among its transformations, which somebody has to [start](Program::start).
+    #[must_use]
+    pub fn programs(&self) -> Vec<&Program> {
+        match self {
+            Self::Program(program) => vec![program],
+            Self::Stack(stack) => stack.of.iter().flat_map(Self::programs).collect(),
+            _ => Vec::new(),
+        }
     }
 }

@@ -55,7 +55,8 @@ pub enum PoissonScale {
 pub struct NoiseInjection {
     /// The types to draw from.
     pub types: Vec<Noise>,
-    /// Standard deviation of Gaussian and speckle noise; at least 0.
+    /// Standard deviation of Gaussian and speckle noise, in pixel units of `[0, 1]`; at least 0, at most 2.
+    #[serde(deserialize_with = "game::number")]
     pub std: f64,
     /// Probability that salt or pepper hits one channel of one pixel, in `[0, 1]`.
     pub amount: f64,
@@ -85,7 +86,7 @@ impl Entry for NoiseInjection {
         if self.types.is_empty() {
             return Err("types = [] draws from nothing".into());
         }
-        kernel::at_least("std", self.std, 0.0)?;
+        kernel::deviation("std", self.std)?;
         if (0.0..=1.0).contains(&self.amount) {
             Ok(())
         } else {

@@ -97,6 +97,7 @@ impl Odds {
         if self.sigma.value() <= 0.0 {
             return Err(format!("sigma = {} must be greater than 0", self.sigma));
         }
+        game::within_pixels("sigma", self.sigma.value(), &self.sigma, 1.0)?;
         Ok(())
     }
 

@@ -26,7 +26,8 @@ pub struct ResizePad {
     pub largest: u64,
     /// The side after padding, in pixels; at least `largest`.
     pub padded: u64,
-    /// The value of the padding.
+    /// The value of the padding, in `[0, 1]`.
+    #[serde(deserialize_with = "game::number")]
     pub fill: f64,
     /// The side of the output, in pixels; 0 leaves the padded one.
     pub resize: u64,
@@ -57,7 +58,8 @@ impl Entry for ResizePad {
         positive("smallest", self.smallest)?;
         kernel::ordered(("smallest", self.smallest), ("largest", self.largest))?;
         kernel::ordered(("largest", self.largest), ("padded", self.padded))?;
-        if self.fill.is_finite() { Ok(()) } else { Err(format!("fill = {} must be finite", self.fill)) }
+        kernel::at_least("fill", self.fill, 0.0)?;
+        game::within_pixels("fill", self.fill, &self.fill, 1.0)
     }
 
     fn examples() -> Vec<Self> {

@@ -39,6 +39,7 @@ pub(crate) enum Work {
     MaxPool { window: Window, winners: usize },
     Subsample { stride: usize, before: usize },
     GlobalPool,
+    AdaptivePool { side: usize },
     Prune { samples: f64, index: u64, record: Record },
     Concat,
     Identity,
@@ -123,7 +124,7 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
                 if inputs != c {
                     bail!("node {}: a layer for {inputs} channels is given {c}", step.first);
                 }
-                let p = f.padding;
+                let p = f.padding([h, w]);
                 [
                     f.outputs,
                     output_size(h, p.top + p.bottom, f.kernel[0], f.stride)?,
@@ -138,6 +139,8 @@ fn shapes(network: &Network, [rows, columns]: [usize; 2]) -> Result<Vec<[usize; 
             }
             &Kind::Subsample { stride, before, after } => [before + c + after, h.div_ceil(stride), w.div_ceil(stride)],
             Kind::GlobalPool => [c, 1, 1],
+            &Kind::AdaptivePool { side } if side * h * w > 0 => [c, side, side],
+            Kind::AdaptivePool { side } => bail!("no pool makes {side}x{side} pixels of {h}x{w}"),
             Kind::Concat => {
                 let parts = || step.inputs().map(|value| shapes[value]);
                 if let Some([_, rows, columns]) = parts().find(|shape| shape[1..] != [h, w]) {
@@ -174,12 +177,12 @@ struct Compiler<'a> {
 impl Compiler<'_> {
     fn draft(&mut self) {
         for step in &self.network.steps {
-            let [_, rows, columns] = self.shapes[step.output];
-            let [_, in_rows, in_columns] = self.shapes[step.input];
+            let [to, from] = [step.output, step.input].map(|value| [self.shapes[value][1], self.shapes[value][2]]);
+            let form = |filter: &Filter, size| form(filter, filter.padding(from), size);
             let (filter, forward, backward) = match &step.kind {
                 Kind::Dense(filter) if step.input == 0 => (filter, Form::Dense, Form::Stem),
                 Kind::Dense(filter) if self.network.direct => (filter, Form::Dense, Form::Dense),
-                Kind::Dense(filter) => (filter, form(filter, rows, columns), form(filter, in_rows, in_columns)),
+                Kind::Dense(filter) => (filter, form(filter, to), form(filter, from)),
                 Kind::Depthwise(filter) => (filter, Form::Depthwise, Form::Depthwise),
                 _ => {
                     self.drafts.push(None);
@@ -187,8 +190,9 @@ impl Compiler<'_> {
                 }
             };
             let draft = |form: Form| move |sweep: Sweep| Draft { sweep, form };
-            let backward = backward_sweeps(filter, in_rows, in_columns).into_iter().map(draft(backward)).collect();
-            self.drafts.push(Some((draft(forward)(forward_sweep(filter, rows, columns)), backward)));
+            let padding = filter.padding(from);
+            let backward = backward_sweeps(filter, padding, from).into_iter().map(draft(backward)).collect();
+            self.drafts.push(Some((draft(forward)(forward_sweep(filter, padding, to)), backward)));
         }
     }
 
@@ -273,6 +277,7 @@ impl Compiler<'_> {
                 }
                 (&Kind::Subsample { stride, before, .. }, _) => Work::Subsample { stride, before },
                 (Kind::GlobalPool, _) => Work::GlobalPool,
+                (&Kind::AdaptivePool { side }, _) => Work::AdaptivePool { side },
                 (&Kind::Prune { samples, index }, _) => Work::Prune { samples, index, record: state.records[stage] },
                 (Kind::Concat, _) => Work::Concat,
                 _ => Work::Identity,

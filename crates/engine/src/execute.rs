@@ -5,6 +5,7 @@ use std::ops::Range;
 use game::Key;
 
 use crate::compile::{self, Compiled, Stage, Standard, Value, Work};
+use crate::kernels::adaptive::{Adapt, Unadapt};
 use crate::kernels::dense::Dense;
 use crate::kernels::depthwise::Depthwise;
 use crate::kernels::largest::KeepLargest;
@@ -319,6 +320,7 @@ impl<'a> Run<'a> {
                     self.map(Subsample { from, stride, before, channels }, layout, finish);
                 }
                 Work::GlobalPool => self.map(Mean { from, rows, columns }, layout, finish),
+                &Work::AdaptivePool { side } => self.map(Adapt { from, rows, columns, side }, layout, finish),
                 &Work::Prune { samples, index, ref record } => {
                     let prune = Prune {
                         from,
@@ -454,6 +456,10 @@ impl<'a> Run<'a> {
             Work::GlobalPool => {
                 let share = 1.0 / (input.rows * input.columns) as f32;
                 self.map(Spread { from, share }, &input.layout, finish);
+            }
+            &Work::AdaptivePool { side } => {
+                let (rows, columns) = (input.rows, input.columns);
+                self.map(Unadapt { from, rows, columns, side }, &input.layout, finish);
             }
             Work::Prune { samples, record, .. } => {
                 let Some(record) = self.record(stage.output, record) else { unreachable!("the state is kept") };

@@ -4,7 +4,7 @@
 //! folding is in f64 and rounded once.
 
 use candle_core::{DType, Result, bail};
-use nets::{Conv, Graph, Id, Op, Padding, Weights};
+use nets::{Conv, Graph, Id, Op, Pad, Padding, Weights};
 
 /// The non-linearity at the end of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +39,7 @@ pub(crate) struct Filter {
     /// Rows and columns.
     pub kernel: [usize; 2],
     pub stride: usize,
-    pub padding: Padding,
+    pub padding: Pad,
     pub weight: Vec<f32>,
     pub bias: Vec<f64>,
 }
@@ -58,9 +58,14 @@ impl Filter {
         self.weight[((o * self.inputs + i) * rows + y) * columns + x].into()
     }
 
+    /// The padding of a plane of `size` rows and columns.
+    pub(crate) const fn padding(&self, size: [usize; 2]) -> Padding {
+        self.padding.of(self.kernel, self.stride, size)
+    }
+
     /// Each channel with itself, times a weight.
     fn scale(weight: Vec<f32>, bias: Vec<f64>) -> Self {
-        let padding = Padding::default();
+        let padding = Pad::default();
         Self { inputs: 1, outputs: bias.len(), kernel: [1, 1], stride: 1, padding, weight, bias }
     }
 
@@ -72,7 +77,7 @@ impl Filter {
             outputs: channels,
             kernel: [kernel; 2],
             stride,
-            padding: Padding::same(padding),
+            padding: Padding::same(padding).into(),
             weight: vec![(1.0 / taps as f64) as f32; channels * taps],
             bias: vec![0.0; channels],
         }
@@ -96,6 +101,10 @@ pub(crate) enum Kind {
         after: usize,
     },
     GlobalPool,
+    /// Means over windows that cover the plane, to `side x side` pixels.
+    AdaptivePool {
+        side: usize,
+    },
     /// Stochastic activation pruning, by the key's child `index`.
     Prune {
         samples: f64,
@@ -277,12 +286,13 @@ impl Lowering<'_> {
                 };
                 self.fuse(id, end, kind)?;
             }
-            Op::Linear { name, inputs, outputs } => {
-                let weight = rounded(&parameter(weights, &format!("{name}.weight"), &[*outputs, *inputs])?);
+            Op::Linear { name, inputs: total, outputs } => {
+                let weight = rounded(&parameter(weights, &format!("{name}.weight"), &[*outputs, *total])?);
                 let bias = parameter(weights, &format!("{name}.bias"), &[*outputs])?;
-                let padding = Padding::default();
-                let (inputs, outputs) = (*inputs, *outputs);
-                let filter = Filter { inputs, outputs, kernel: [1, 1], stride: 1, padding, weight, bias };
+                let (inputs, outputs) = (self.channels[node.inputs[0]], *outputs);
+                let side = plane(*total, inputs, id)?;
+                let (kernel, stride, padding) = ([side; 2], side, Pad::default());
+                let filter = Filter { inputs, outputs, kernel, stride, padding, weight, bias };
                 self.fuse(id, id, Kind::Dense(filter))?;
             }
             Op::BatchNorm { name, channels, eps } => {
@@ -315,6 +325,9 @@ impl Lowering<'_> {
                 self.fuse(id, id, Kind::Depthwise(filter))?;
             }
             Op::GlobalAveragePool => self.ends[id] = Some((Kind::GlobalPool, id, None, Act::None)),
+            &Op::AdaptiveAveragePool { side } => {
+                self.ends[id] = Some((Kind::AdaptivePool { side }, id, None, Act::None));
+            }
             Op::Concat => self.ends[id] = Some((Kind::Concat, id, None, Act::None)),
             Op::Input | Op::Normalise { .. } | Op::Standardise => {
                 bail!("node {id}: an image is normalised, and then standardised, once and at the start")
@@ -322,6 +335,16 @@ impl Lowering<'_> {
         }
         Ok(())
     }
+}
+
+/// The side of the plane that a linear layer of `total` inputs takes whole: it is a convolution by a kernel of that side,
+/// and so of stride, that the gradient has no multiplication by a border.
+fn plane(total: usize, channels: usize, id: Id) -> Result<usize> {
+    let side = total.checked_div(channels).unwrap_or(0).isqrt();
+    if side * side * channels != total || total == 0 {
+        bail!("node {id}: a linear layer of {total} inputs is given {channels} channels");
+    }
+    Ok(side)
 }
 
 /// The channels of each node, as far as they do not depend on parameters.

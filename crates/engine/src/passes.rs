@@ -3,6 +3,7 @@
 use crate::kernels::{split, stem, winograd};
 use crate::lower::Filter;
 use crate::memory::{Border, Floats, Layout};
+use nets::Padding;
 use simd::{Isa, dense};
 
 /// A sweep over output pixels: what each reads and where it goes, in pixels.
@@ -67,18 +68,19 @@ pub(crate) enum Form {
     Stem,
 }
 
-pub(crate) fn forward_sweep(filter: &Filter, rows: usize, columns: usize) -> Sweep {
+/// The sweep over an output of `rows x columns`.
+pub(crate) fn forward_sweep(filter: &Filter, padding: Padding, [rows, columns]: [usize; 2]) -> Sweep {
     let [down, across] = filter.kernel;
     let tap = |i: usize| {
         let (y, x) = (i / across, i % across);
-        (y as isize - filter.padding.top as isize, x as isize - filter.padding.left as isize, y, x)
+        (y as isize - padding.top as isize, x as isize - padding.left as isize, y, x)
     };
     Sweep { taps: (0..down * across).map(tap).collect(), stride: filter.stride, step: 1, first: (0, 0), rows, columns }
 }
 
 /// The gradient's sweeps, one for each parity of the input's rows and columns, over an input of `rows x columns`: row
 /// `i` of the input is in output row `(i + top - y) / stride` for each kernel row `y` that makes this whole.
-pub(crate) fn backward_sweeps(filter: &Filter, rows: usize, columns: usize) -> Vec<Sweep> {
+pub(crate) fn backward_sweeps(filter: &Filter, padding: Padding, [rows, columns]: [usize; 2]) -> Vec<Sweep> {
     let ([height, width], s) = (filter.kernel, filter.stride);
     let taps = |parity: usize, before: usize, size: usize| {
         let offset = move |at: usize| (parity + before) as isize - at as isize;
@@ -87,8 +89,8 @@ pub(crate) fn backward_sweeps(filter: &Filter, rows: usize, columns: usize) -> V
     let mut sweeps = Vec::new();
     for py in 0..s.min(rows) {
         for px in 0..s.min(columns) {
-            let across: Vec<_> = taps(px, filter.padding.left, width).collect();
-            let down = taps(py, filter.padding.top, height);
+            let across: Vec<_> = taps(px, padding.left, width).collect();
+            let down = taps(py, padding.top, height);
             let mut all: Vec<_> = down.flat_map(|(dy, y)| across.iter().map(move |&(dx, x)| (dy, dx, y, x))).collect();
             // In the order of memory, which Winograd's tiles rely on.
             all.sort_unstable();
@@ -100,9 +102,8 @@ pub(crate) fn backward_sweeps(filter: &Filter, rows: usize, columns: usize) -> V
 }
 
 /// The rule by which a dense convolution is done, of shapes alone.
-pub(crate) fn form(filter: &Filter, rows: usize, columns: usize) -> Form {
+pub(crate) fn form(filter: &Filter, padding: Padding, [rows, columns]: [usize; 2]) -> Form {
     let three = filter.kernel == [3, 3] && filter.stride == 1;
-    let padding = filter.padding;
     let small = padding.top.max(padding.bottom).max(padding.left).max(padding.right) <= 2;
     match three && small && filter.inputs >= 8 && filter.outputs >= 8 && rows * columns >= 9 {
         true => Form::Winograd,

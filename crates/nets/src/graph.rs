@@ -28,6 +28,49 @@ impl Padding {
     }
 }
 
+/// How a convolution pads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pad {
+    /// By so many pixels, whatever the plane's size.
+    Fixed(Padding),
+    /// As TensorFlow's `SAME`: so that there is an output for every `stride`-th pixel, begun ones included. What that
+    /// takes depends on the plane's size; where it is an odd number, the more is below and to the right.
+    Same,
+}
+
+impl Default for Pad {
+    fn default() -> Self {
+        Self::Fixed(Padding::default())
+    }
+}
+
+impl From<Padding> for Pad {
+    fn from(padding: Padding) -> Self {
+        Self::Fixed(padding)
+    }
+}
+
+impl Pad {
+    /// The padding of a plane of `size` rows and columns under a kernel of so many rows and columns.
+    #[must_use]
+    pub const fn of(self, [rows, columns]: [usize; 2], stride: usize, size: [usize; 2]) -> Padding {
+        const fn needed(kernel: usize, stride: usize, size: usize) -> usize {
+            match size.div_ceil(stride) {
+                0 => 0,
+                outputs => ((outputs - 1) * stride + kernel).saturating_sub(size),
+            }
+        }
+        match self {
+            Self::Fixed(padding) => padding,
+            Self::Same => {
+                let (high, wide) = (needed(rows, stride, size[0]), needed(columns, stride, size[1]));
+                let (top, left) = (high / 2, wide / 2);
+                Padding { top, bottom: high - top, left, right: wide - left }
+            }
+        }
+    }
+}
+
 /// A two-dimensional cross-correlation with weights `(outputs, inputs / groups, rows, columns)` at `{name}.weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conv {
@@ -42,7 +85,7 @@ pub struct Conv {
     /// Step of the kernel in pixels, the same in both directions.
     pub stride: usize,
     /// Zero padding.
-    pub padding: Padding,
+    pub padding: Pad,
     /// Groups of channels that do not see each other; `inputs` for a depthwise convolution, else 1.
     pub groups: usize,
     /// Whether there is a `{name}.bias` of shape `(outputs)`.
@@ -136,7 +179,14 @@ pub enum Op {
     },
     /// Mean over all pixels: `(n, c, h, w)` to `(n, c)`.
     GlobalAveragePool,
+    /// Means over `side x side` windows that cover the plane, whatever its size: of row `i` (and of a column likewise)
+    /// from `floor(i h / side)` to before `ceil((i + 1) h / side)`, as PyTorch's `AdaptiveAvgPool2d`.
+    AdaptiveAveragePool {
+        /// Rows and columns of the result in pixels.
+        side: usize,
+    },
     /// `x W^T + b` with `{name}.weight` `(outputs, inputs)` and `{name}.bias` `(outputs)`: `(n, inputs)` to `(n, outputs)`.
+    /// Images `(n, c, s, s)` with `c s s = inputs` are taken channel by channel and row by row.
     Linear {
         /// The parameters' common name.
         name: String,
@@ -215,6 +265,12 @@ impl Conv {
         let [rows, columns] = self.kernel;
         if rows == columns { Some(rows) } else { None }
     }
+
+    /// The padding of a plane of `size` rows and columns.
+    #[must_use]
+    pub const fn padding(&self, size: [usize; 2]) -> Padding {
+        self.padding.of(self.kernel, self.stride, size)
+    }
 }
 
 impl Op {
@@ -223,9 +279,10 @@ impl Op {
         let [c, h, w] = inputs.first().copied().unwrap_or(image);
         let windows = |size: usize, kernel: usize, stride: usize| size.saturating_sub(kernel) / stride + 1;
         match self {
-            Self::Conv(Conv { outputs, kernel: [rows, columns], stride, padding, .. }) => {
+            Self::Conv(conv) => {
+                let ([rows, columns], padding) = (conv.kernel, conv.padding([h, w]));
                 let (h, w) = (h + padding.top + padding.bottom, w + padding.left + padding.right);
-                [*outputs, windows(h, *rows, *stride), windows(w, *columns, *stride)]
+                [conv.outputs, windows(h, rows, conv.stride), windows(w, columns, conv.stride)]
             }
             &Self::AveragePool { kernel, stride, padding } | &Self::MaxPool { kernel, stride, padding } => {
                 [c, windows(h + 2 * padding, kernel, stride), windows(w + 2 * padding, kernel, stride)]
@@ -233,6 +290,7 @@ impl Op {
             Self::Subsample { stride, before, after } => [c + before + after, h.div_ceil(*stride), w.div_ceil(*stride)],
             Self::Concat => [inputs.iter().map(|input| input[0]).sum(), h, w],
             Self::GlobalAveragePool => [c, 1, 1],
+            Self::AdaptiveAveragePool { side } => [c, *side, *side],
             Self::Linear { outputs, .. } => [*outputs, 1, 1],
             _ => [c, h, w],
         }
@@ -255,5 +313,34 @@ impl Op {
             }
             _ => Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_padding_is_tensorflows() {
+        // Rows in, and above and below, of kernels of 3 and 5 rows: TensorFlow's documentation of `SAME`.
+        for (kernel, stride, size, above, below) in [
+            (3, 1, 7, 1, 1),
+            (5, 1, 7, 2, 2),
+            (3, 2, 224, 0, 1),
+            (3, 2, 7, 1, 1),
+            (5, 2, 56, 1, 2),
+            (5, 2, 15, 2, 2),
+            (1, 2, 8, 0, 0),
+            (2, 3, 7, 0, 1),
+            (3, 2, 1, 1, 1),
+        ] {
+            let padding = Pad::Same.of([kernel, 1], stride, [size, 9]);
+            assert_eq!((padding.top, padding.bottom), (above, below), "{kernel}/{stride} of {size}");
+            let padding = Pad::Same.of([1, kernel], stride, [9, size]);
+            assert_eq!((padding.left, padding.right), (above, below), "{kernel}/{stride} of {size}");
+            assert_eq!((size + above + below - kernel) / stride + 1, size.div_ceil(stride));
+        }
+        let some = Padding { top: 1, bottom: 2, left: 3, right: 4 };
+        assert_eq!(Pad::from(some).of([3, 3], 2, [5, 6]), some);
     }
 }

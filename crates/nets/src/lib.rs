@@ -1,7 +1,7 @@
 //! Networks as graphs: architectures, weights, and the autograd executor.
 //!
-//! A [`Spec`] names an architecture and gives its [`Graph`]; [`Weights`] come from a file ([`weights::load`], then
-//! [`weights::prepare`]) or from a key ([`weights::initialise`]). [`Network`] runs the two frozen, [`Trainee`] trains
+//! A [`Spec`] names an architecture and gives its [`Graph`]; [`Weights`] come from a file ([`weights::open`], then
+//! [`weights::Checkpoint::fit`]) or from a key ([`weights::initialise`]). [`Network`] runs the two frozen, [`Trainee`] trains
 //! them. [`Inside`] makes a trained network stochastic.
 
 mod fold;
@@ -17,7 +17,7 @@ pub mod weights;
 
 pub use fold::fold;
 pub use gpu::Precision;
-pub use graph::{Conv, Graph, Id, Node, Op, Padding};
+pub use graph::{Conv, Graph, Id, Node, Op, Pad, Padding};
 pub use inside::Inside;
 pub use network::Network;
 pub use simd::Isa;

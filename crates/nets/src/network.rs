@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use game::{Classifier, Key};
 
 use crate::{
-    Graph, Op, Precision, Weights,
+    Graph, Op, Pad, Precision, Weights,
     fold::{fold, get},
     ops::{self, Activation, Affine, Frozen, Window},
     steps::{Step, run, stateless, steps},
@@ -27,7 +27,8 @@ pub struct Network {
 /// A step's parameters.
 #[derive(Debug)]
 enum Layer {
-    Conv(Frozen),
+    /// Padded as the plane's size asks for.
+    Conv(Frozen, Pad),
     /// Takes `(n, c)` as images of one pixel.
     Linear(Frozen),
     Affine(Affine),
@@ -77,13 +78,16 @@ impl Layer {
     fn new(step: &Step, weights: &Weights, device: &Device, precision: Precision) -> Result<Self> {
         let tensor = |name: String| get(weights, &name)?.detach().to_device(device)?.contiguous();
         Ok(match &step.op {
-            Op::Conv(conv) => Self::Conv(Frozen {
-                weight: tensor(format!("{}.weight", conv.name))?,
-                bias: conv.bias.then(|| tensor(format!("{}.bias", conv.name))).transpose()?,
-                window: Window { stride: conv.stride, padding: conv.padding, groups: conv.groups },
-                activation: step.activation,
-                precision,
-            }),
+            Op::Conv(conv) => {
+                let frozen = Frozen {
+                    weight: tensor(format!("{}.weight", conv.name))?,
+                    bias: conv.bias.then(|| tensor(format!("{}.bias", conv.name))).transpose()?,
+                    window: Window { stride: conv.stride, groups: conv.groups, ..Window::default() },
+                    activation: step.activation,
+                    precision,
+                };
+                Self::Conv(frozen, conv.padding)
+            }
             Op::Linear { name, .. } => Self::Linear(Frozen {
                 weight: tensor(format!("{name}.weight"))?.unsqueeze(2)?.unsqueeze(3)?,
                 bias: Some(tensor(format!("{name}.bias"))?),
@@ -107,8 +111,17 @@ impl Layer {
 
     fn apply(&self, step: &Step, inputs: &[&Tensor], keys: &[Key]) -> Result<Tensor> {
         match self {
-            Self::Conv(conv) => conv.apply(inputs[0], inputs.get(1).copied()),
-            Self::Linear(linear) => linear.apply(&inputs[0].unsqueeze(2)?.unsqueeze(3)?, None)?.flatten_from(1),
+            Self::Conv(conv, pad) => {
+                let (_, _, h, w) = inputs[0].dims4()?;
+                let (_, _, rows, columns) = conv.weight.dims4()?;
+                let padding = pad.of([rows, columns], conv.window.stride, [h, w]);
+                let conv = Frozen { window: Window { padding, ..conv.window }, ..conv.clone() };
+                conv.apply(inputs[0], inputs.get(1).copied())
+            }
+            Self::Linear(linear) => {
+                let x = inputs[0].flatten_from(1)?.unsqueeze(2)?.unsqueeze(3)?;
+                linear.apply(&x, None)?.flatten_from(1)
+            }
             Self::Affine(affine) => affine.apply(inputs[0]),
             Self::Prune { samples, index } => {
                 let keys: Vec<Key> = keys.iter().map(|key| key.at(*index)).collect();
@@ -151,6 +164,10 @@ mod tests {
             (r#"{"name": "resnet", "depth": 18}"#, 65),
             (r#"{"name": "resnet", "depth": 50}"#, 33),
             (inception, 79),
+            (r#"{"name": "efficientnet-lite", "variant": 0}"#, 65),
+            (r#"{"name": "densenet", "depth": 121}"#, 33),
+            (r#"{"name": "vgg", "depth": 11, "batch_norm": true, "hidden": 8}"#, 39),
+            (r#"{"name": "preact-resnet", "depth": 18}"#, 15),
         ] {
             let spec: Spec = serde_json::from_str(spec).unwrap();
             let graph = spec.graph().unwrap();

@@ -1,13 +1,24 @@
 //! The catalogue of architectures.
 
+mod densenet;
+mod efficientnet;
 mod inception;
+mod mobilenet;
+pub(crate) mod names;
+mod preact;
+mod vgg;
 mod wide;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Conv, Graph, Id, Node, Op, Padding};
+use crate::{Conv, Graph, Id, Node, Op, Pad, Padding};
 
+pub use densenet::{CifarDensenet, Densenet};
+pub use efficientnet::EfficientnetLite;
 pub use inception::InceptionV3;
+pub use mobilenet::{Edges, MobilenetV2};
+pub use preact::{PreactResnet, Source, Wrn};
+pub use vgg::{Head, Vgg};
 pub use wide::WideResnet;
 
 /// Why a specification gives no network; the text names the field and what it accepts.
@@ -29,6 +40,18 @@ pub enum Spec {
     WideResnet(WideResnet),
     /// Inception-v3.
     InceptionV3(InceptionV3),
+    /// EfficientNet-Lite.
+    EfficientnetLite(EfficientnetLite),
+    /// The densely connected networks for ImageNet.
+    Densenet(Densenet),
+    /// The densely connected networks for 32x32 images.
+    CifarDensenet(CifarDensenet),
+    /// VGG.
+    Vgg(Vgg),
+    /// The wide residual networks of papers on robustness.
+    Wrn(Wrn),
+    /// The pre-activation residual networks for 32x32 images.
+    PreactResnet(PreactResnet),
 }
 
 /// The residual networks of He et al. 2016, section 4.2: three stages of `(depth - 2) / 6` basic blocks.
@@ -52,10 +75,10 @@ pub struct CifarResnet {
     #[serde(default = "ten")]
     pub classes: usize,
     /// Subtracted from the pixels, per channel.
-    #[serde(default = "imagenet_mean")]
+    #[serde(default = "imagenet_mean", deserialize_with = "game::triple")]
     pub mean: [f64; 3],
     /// What the pixels are then divided by, per channel.
-    #[serde(default = "imagenet_std")]
+    #[serde(default = "imagenet_std", deserialize_with = "game::triple")]
     pub std: [f64; 3],
 }
 
@@ -129,10 +152,10 @@ pub struct Resnet {
     #[serde(default = "thousand")]
     pub classes: usize,
     /// Subtracted from the pixels, per channel.
-    #[serde(default = "imagenet_mean")]
+    #[serde(default = "imagenet_mean", deserialize_with = "game::triple")]
     pub mean: [f64; 3],
     /// What the pixels are then divided by, per channel.
-    #[serde(default = "imagenet_std")]
+    #[serde(default = "imagenet_std", deserialize_with = "game::triple")]
     pub std: [f64; 3],
 }
 
@@ -147,46 +170,17 @@ pub enum Stem {
     Cifar,
 }
 
-/// MobileNetV2 (Sandler et al. 2018, table 2).
-///
-/// Parameter names are torchvision's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MobilenetV2 {
-    /// The number of classes.
-    #[serde(default = "thousand")]
-    pub classes: usize,
-    /// Multiplies the channels of every layer, which are then rounded to multiples of 8.
-    #[serde(default = "one")]
-    pub width: f64,
-    /// Where the convolutions of stride 2 pad.
-    #[serde(default)]
-    pub padding: Edges,
-    /// Subtracted from the pixels, per channel.
-    #[serde(default = "imagenet_mean")]
-    pub mean: [f64; 3],
-    /// What the pixels are then divided by, per channel.
-    #[serde(default = "imagenet_std")]
-    pub std: [f64; 3],
-}
-
-/// The padding of the 3x3 convolutions of stride 2.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Edges {
-    /// One pixel on each side, as PyTorch's models pad.
-    #[default]
-    Symmetric,
-    /// One pixel below and to the right: TensorFlow's `SAME` wherever a plane's sides are even, as they all are for
-    /// images whose sides are multiples of 32.
-    Same,
-}
-
 fn one() -> f64 {
     1.0
 }
 fn ten() -> usize {
     10
+}
+fn twelve() -> usize {
+    12
+}
+fn same_edges() -> Edges {
+    Edges::Same
 }
 fn sixteen() -> usize {
     16
@@ -203,10 +197,35 @@ fn imagenet_mean() -> [f64; 3] {
 fn imagenet_std() -> [f64; 3] {
     [0.229, 0.224, 0.225]
 }
+fn zeros() -> [f64; 3] {
+    [0.0; 3]
+}
+fn ones() -> [f64; 3] {
+    [1.0; 3]
+}
+/// The pixels' statistics over CIFAR-10's training images.
+fn cifar_mean() -> [f64; 3] {
+    [0.4914, 0.4822, 0.4465]
+}
+fn cifar_std() -> [f64; 3] {
+    [0.2471, 0.2435, 0.2616]
+}
 
 impl Spec {
     /// The accepted values of `name`.
-    pub const NAMES: [&'static str; 5] = ["cifar-resnet", "resnet", "mobilenet-v2", "wide-resnet", "inception-v3"];
+    pub const NAMES: [&'static str; 11] = [
+        "cifar-resnet",
+        "resnet",
+        "mobilenet-v2",
+        "wide-resnet",
+        "inception-v3",
+        "efficientnet-lite",
+        "densenet",
+        "cifar-densenet",
+        "vgg",
+        "wrn",
+        "preact-resnet",
+    ];
 
     /// One of each architecture, for tests and documentation.
     #[must_use]
@@ -238,6 +257,19 @@ impl Spec {
             Self::MobilenetV2(MobilenetV2 { classes: 1000, width: 1.0, padding: Edges::Symmetric, mean, std }),
             Self::WideResnet(WideResnet { depth: 32, width: 10, classes: 10 }),
             Self::InceptionV3(InceptionV3 { classes: 1000, mean: half(), std: half() }),
+            Self::EfficientnetLite(EfficientnetLite::example()),
+            Self::Densenet(Densenet { depth: 121, classes: 1000, mean, std }),
+            Self::CifarDensenet(CifarDensenet {
+                depth: 22,
+                growth: 12,
+                classes: 10,
+                mean: cifar_mean(),
+                std: cifar_std(),
+            }),
+            Self::Vgg(Vgg { hidden: 64, ..Vgg::example(Head::Imagenet) }),
+            Self::Vgg(Vgg { batch_norm: true, ..Vgg::example(Head::Cifar) }),
+            Self::Wrn(Wrn { depth: 16, width: 4, classes: 10, mean: zeros(), std: ones() }),
+            Self::PreactResnet(PreactResnet::example()),
         ]
     }
 
@@ -250,6 +282,12 @@ impl Spec {
             Self::MobilenetV2(spec) => spec.classes,
             Self::WideResnet(spec) => spec.classes,
             Self::InceptionV3(spec) => spec.classes,
+            Self::EfficientnetLite(spec) => spec.classes,
+            Self::Densenet(spec) => spec.classes,
+            Self::CifarDensenet(spec) => spec.classes,
+            Self::Vgg(spec) => spec.classes,
+            Self::Wrn(spec) => spec.classes,
+            Self::PreactResnet(spec) => spec.classes,
         }
     }
 
@@ -263,6 +301,12 @@ impl Spec {
             // Pixels from 0 to 255, which only matter to a standardisation where all are nearly the same.
             Self::WideResnet(_) => ([0.0; 3], [1.0 / 255.0; 3]),
             Self::InceptionV3(spec) => (spec.mean, spec.std),
+            Self::EfficientnetLite(spec) => (spec.mean, spec.std),
+            Self::Densenet(spec) => (spec.mean, spec.std),
+            Self::CifarDensenet(spec) => (spec.mean, spec.std),
+            Self::Vgg(spec) => (spec.mean, spec.std),
+            Self::Wrn(spec) => (spec.mean, spec.std),
+            Self::PreactResnet(spec) => (spec.mean, spec.std),
         }
     }
 
@@ -291,6 +335,12 @@ impl Spec {
             Self::MobilenetV2(spec) => spec.build(builder),
             Self::WideResnet(spec) => spec.build(builder),
             Self::InceptionV3(spec) => Ok(spec.build(builder)),
+            Self::EfficientnetLite(spec) => spec.build(builder),
+            Self::Densenet(spec) => spec.build(builder),
+            Self::CifarDensenet(spec) => spec.build(builder),
+            Self::Vgg(spec) => spec.build(builder),
+            Self::Wrn(spec) => spec.build(builder),
+            Self::PreactResnet(spec) => spec.build(builder),
         }
     }
 
@@ -299,8 +349,21 @@ impl Spec {
             return Err(Invalid(format!("`classes` is {}: a classifier has at least 2", self.classes())));
         }
         let (mean, std) = self.normalisation();
-        if mean.iter().any(|m| !m.is_finite()) || std.iter().any(|s| !s.is_finite() || *s <= 0.0) {
-            return Err(Invalid(format!("`mean` {mean:?} must be finite, and `std` {std:?} positive")));
+        let of_255 = |name: &str, values: [f64; 3], most: f64| {
+            let first = values[0];
+            let mend =
+                if most > 1.0 && most <= 255.0 { format!("; of 255, write \"{first}/255\"") } else { String::new() };
+            Err(Invalid(format!("`{name}` is {values:?}: it must be in [0, 1], the units of pixels{mend}")))
+        };
+        let most = |values: [f64; 3]| values.iter().copied().fold(0.0, f64::max);
+        if !mean.iter().all(|m| (0.0..=1.0).contains(m)) {
+            return of_255("mean", mean, most(mean));
+        }
+        if !std.iter().all(|s| (0.0..=1.0).contains(s)) {
+            return of_255("std", std, most(std));
+        }
+        if std.contains(&0.0) {
+            return Err(Invalid(format!("`std` is {std:?}: pixels are divided by it, so that it must be above 0")));
         }
         self.activation().check()
     }
@@ -379,48 +442,15 @@ impl Resnet {
     }
 }
 
-impl MobilenetV2 {
-    fn build(&self, mut net: Builder) -> Result<Graph, Invalid> {
-        if !(self.width.is_finite() && 0.0 < self.width && self.width <= 16.0) {
-            return Err(Invalid(format!("`width` is {}: it must be above 0, and at most 16", self.width)));
-        }
-        net.same = self.padding == Edges::Same;
-        let mut x = net.conv(net.last(), "features.0.0", self.channels(32), 3, 2);
-        x = net.norm(x, "features.0.1");
-        x = net.relu6(x);
-        // Expansion, channels, blocks, stride of the first block (table 2 of the paper).
-        let stages =
-            [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
-        let mut feature = 1;
-        for (expansion, channels, blocks, first) in stages {
-            for block in 0..blocks {
-                let stride = if block == 0 { first } else { 1 };
-                let name = format!("features.{feature}.conv");
-                x = net.inverted(x, &name, self.channels(channels), expansion, stride);
-                feature += 1;
-            }
-        }
-        x = net.conv(x, "features.18.0", self.channels(1280).max(1280), 1, 1);
-        x = net.norm(x, "features.18.1");
-        x = net.relu6(x);
-        Ok(net.head(x, "classifier.1", self.classes))
-    }
-
-    /// `channels` times the width, rounded to a multiple of 8 but not down by more than a tenth.
-    fn channels(&self, channels: usize) -> usize {
-        let exact = channels as f64 * self.width;
-        let rounded = ((exact + 4.0) as usize / 8 * 8).max(8);
-        if (rounded as f64) < 0.9 * exact { rounded + 8 } else { rounded }
-    }
-}
-
 /// A graph being built. Each method adds the layers it names after node `x` and answers with the last of them.
 struct Builder {
     nodes: Vec<Node>,
     /// The channels of each node.
     channels: Vec<usize>,
-    /// Whether convolutions of stride 2 pad as TensorFlow's `SAME`.
+    /// Whether convolutions of stride 2 pad one pixel below and to the right: TensorFlow's `SAME` of even sides.
     same: bool,
+    /// How convolutions pad, if not that way nor by half their kernel.
+    pad: Option<Pad>,
     /// What normalisations add to the variance.
     eps: f64,
     /// The activation of blocks that can choose it.
@@ -429,7 +459,8 @@ struct Builder {
 
 impl Builder {
     fn new(mean: [f64; 3], std: [f64; 3]) -> Self {
-        let mut net = Self { nodes: vec![], channels: vec![], same: false, eps: 1e-5, activation: Activation::Relu };
+        let mut net =
+            Self { nodes: vec![], channels: vec![], same: false, pad: None, eps: 1e-5, activation: Activation::Relu };
         net.push(Op::Input, &[], 3);
         net.push(Op::Normalise { mean: mean.into(), std: std.into() }, &[0], 3);
         net
@@ -455,6 +486,7 @@ impl Builder {
         } else {
             Padding::same(kernel / 2)
         };
+        let padding = self.pad.unwrap_or_else(|| padding.into());
         let (name, inputs) = (name.to_owned(), self.channels[x]);
         let conv = Conv { name, inputs, outputs, kernel: [kernel; 2], stride, padding, groups, bias: false };
         self.push(Op::Conv(conv), &[x], outputs)
@@ -517,25 +549,6 @@ impl Builder {
         self.activate(x)
     }
 
-    /// An inverted residual: expansion, depthwise convolution, linear projection.
-    fn inverted(&mut self, input: Id, name: &str, outputs: usize, expansion: usize, stride: usize) -> Id {
-        let inputs = self.channels[input];
-        let hidden = inputs * expansion;
-        let mut x = input;
-        if expansion != 1 {
-            x = self.conv(x, &format!("{name}.0.0"), hidden, 1, 1);
-            x = self.norm(x, &format!("{name}.0.1"));
-            x = self.relu6(x);
-        }
-        let at = usize::from(expansion != 1);
-        x = self.grouped(x, &format!("{name}.{at}.0"), hidden, 3, stride, hidden);
-        x = self.norm(x, &format!("{name}.{at}.1"));
-        x = self.relu6(x);
-        x = self.conv(x, &format!("{name}.{}", at + 1), outputs, 1, 1);
-        x = self.norm(x, &format!("{name}.{}", at + 2));
-        if stride == 1 && inputs == outputs { self.add(x, input) } else { x }
-    }
-
     fn head(mut self, x: Id, name: &str, classes: usize) -> Graph {
         let inputs = self.channels[x];
         let x = self.push(Op::GlobalAveragePool, &[x], inputs);
@@ -568,6 +581,39 @@ mod tests {
         assert_eq!(parameters(r#"{"name": "inception-v3"}"#), 23_834_568);
         // 45,873,072 in the 31 convolutions, 22,432 in the 31 normalisations, 6,410 in the linear layer.
         assert_eq!(parameters(r#"{"name": "wide-resnet", "depth": 32}"#), 45_901_914);
+        // timm's table of results for tf_efficientnet_lite, in millions; the first is the published file's own count.
+        assert_eq!(parameters(r#"{"name": "efficientnet-lite", "variant": 0}"#), 4_652_008);
+        for (variant, millions) in [(1, 5.42), (2, 6.09), (3, 8.20), (4, 13.01)] {
+            let found = parameters(&format!(r#"{{"name": "efficientnet-lite", "variant": {variant}}}"#)) as f64;
+            assert!((found / 1e6 - millions).abs() < 0.006, "Lite{variant}: {found}");
+        }
+        // torchvision's documentation.
+        for (depth, count) in [(121, 7_978_856), (161, 28_681_000), (169, 14_149_480), (201, 20_013_928)] {
+            assert_eq!(parameters(&format!(r#"{{"name": "densenet", "depth": {depth}}}"#)), count);
+        }
+        for (depth, plain, normalised) in [
+            (11, 132_863_336, 132_868_840),
+            (13, 133_047_848, 133_053_736),
+            (16, 138_357_544, 138_365_992),
+            (19, 143_667_240, 143_678_248),
+        ] {
+            assert_eq!(parameters(&format!(r#"{{"name": "vgg", "depth": {depth}}}"#)), plain);
+            let json = format!(r#"{{"name": "vgg", "depth": {depth}, "batch_norm": true}}"#);
+            assert_eq!(parameters(&json), normalised);
+        }
+        // Huang et al. 2017, table 2: 0.8 M and 25.6 M; the first in full figures is of the implementation followed here.
+        assert_eq!(parameters(r#"{"name": "cifar-densenet", "depth": 100}"#), 769_162);
+        let large = parameters(r#"{"name": "cifar-densenet", "depth": 190, "growth": 40}"#);
+        assert_eq!(large / 100_000, 256);
+        // Zagoruyko and Komodakis 2016, tables 4 and 5: 36.5 M, 8.9 M; 46.2 M of WRN-34-10 and 266.8 M of WRN-70-16 in
+        // later papers.
+        for (depth, width, published) in [(28, 10, 365), (16, 8, 110), (40, 4, 89), (34, 10, 462), (70, 16, 2668)] {
+            let found = parameters(&format!(r#"{{"name": "wrn", "depth": {depth}, "width": {width}}}"#));
+            assert!(found.abs_diff(published * 100_000) <= 60_000, "WRN-{depth}-{width}: {found}");
+        }
+        // PyTorch's count of kuangliu's; 1024 more with the last normalisation.
+        assert_eq!(parameters(r#"{"name": "preact-resnet", "depth": 18}"#), 11_172_170);
+        assert_eq!(parameters(r#"{"name": "preact-resnet", "depth": 18, "final_norm": false}"#), 11_171_146);
     }
 
     #[test]
@@ -611,6 +657,18 @@ mod tests {
             (r#"{"name": "resnet", "depth": 18, "std": [0.1, 0, 0.1]}"#, "std"),
             (r#"{"name": "mobilenet-v2", "width": 0}"#, "width"),
             (r#"{"name": "wide-resnet", "depth": 28}"#, "6 n + 2"),
+            (r#"{"name": "wide-resnet", "depth": 28}"#, "`wrn`"),
+            (r#"{"name": "wrn", "depth": 32}"#, "`wide-resnet`"),
+            (r#"{"name": "wrn", "depth": 28, "width": 0}"#, "width"),
+            (r#"{"name": "preact-resnet", "depth": 101}"#, "50"),
+            (r#"{"name": "preact-resnet", "depth": 50, "shortcut": "input"}"#, "activated"),
+            (r#"{"name": "efficientnet-lite", "variant": 5}"#, "0 to 4"),
+            (r#"{"name": "densenet", "depth": 100}"#, "`cifar-densenet`"),
+            (r#"{"name": "cifar-densenet", "depth": 121}"#, "6 n + 4"),
+            (r#"{"name": "cifar-densenet", "depth": 100, "growth": 0}"#, "growth"),
+            (r#"{"name": "vgg", "depth": 12}"#, "19"),
+            (r#"{"name": "vgg", "depth": 16, "hidden": 0}"#, "hidden"),
+            (r#"{"name": "vgg", "depth": 16, "head": "cifar", "hidden": 64}"#, "hidden"),
             (r#"{"name": "wide-resnet", "depth": 32, "width": 0}"#, "width"),
             (r#"{"name": "resnet", "depth": 18, "activation": {"name": "k-winners-take-all", "share": 0}}"#, "share"),
             (

@@ -116,6 +116,7 @@ pub(crate) fn stateless(step: &Step, inputs: &[&Tensor]) -> Result<Tensor> {
         Op::AveragePool { kernel, stride, padding } => ops::average_pool(x, *kernel, *stride, *padding),
         Op::Subsample { stride, before, after } => ops::subsample(x, *stride, *before, *after),
         Op::GlobalAveragePool => ops::global_average_pool(x),
+        Op::AdaptiveAveragePool { side } => ops::adaptive_average_pool(x, *side),
         Op::Prune { .. } => bail!("a stochastic network is trained without its randomness"),
         Op::Input | Op::Conv(_) | Op::BatchNorm { .. } | Op::Linear { .. } => {
             bail!("node {} of the graph cannot stand there", step.output)

@@ -215,10 +215,11 @@ fn forward(
     match &step.op {
         Op::Conv(conv) => {
             let bias = conv.bias.then(|| part(&conv.name, "bias")).transpose()?;
-            let window = Window { stride: conv.stride, padding: conv.padding, groups: conv.groups };
+            let (_, _, h, w) = x.dims4()?;
+            let window = Window { stride: conv.stride, padding: conv.padding([h, w]), groups: conv.groups };
             ops::conv2d(x, part(&conv.name, "weight")?, bias, window)
         }
-        Op::Linear { name, .. } => ops::linear(x, part(name, "weight")?, part(name, "bias")?),
+        Op::Linear { name, .. } => ops::linear(&x.flatten_from(1)?, part(name, "weight")?, part(name, "bias")?),
         Op::BatchNorm { name, eps, .. } => {
             let (gamma, beta) = (part(name, "weight")?, part(name, "bias")?);
             let (out, moments) = ops::batch_norm(x, gamma, beta, *eps, step.activation)?;

@@ -1,16 +1,27 @@
 //! Weights in files, and fresh weights.
 
+mod fit;
+mod names;
+mod pickle;
+mod stored;
+mod torch;
+mod tree;
+
 use std::{
     collections::BTreeMap,
     fs,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use candle_core::{DType, Device, Tensor, pickle};
+use candle_core::{DType, Device, Tensor};
 use game::Key;
 
 use crate::{Graph, Op, Weights};
+use fit::Wanted;
+use stored::{Kind, Numbers, Stored};
+use torch::{Contents, Named};
 
 /// What is wrong with a file of weights; the text names the file and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -59,33 +70,198 @@ impl Error {
     }
 }
 
-/// Where torch checkpoints keep their weights, if not at the top.
-const NESTS: [&str; 8] = ["state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params"];
-
-/// Reads the tensors of a safetensors file or of a torch checkpoint (`.pth`, `.pt`, `.th`, `.bin`), as they are, on
-/// the CPU.
+/// A file of weights, read as data: every tensor that it holds. Nothing in it is executed.
 ///
-/// A checkpoint is parsed as data: nothing in it is executed. The weights may lie at its top or under a usual key, as
-/// `state_dict`.
+/// Tensors may lie in dictionaries within dictionaries, for several networks beside one another, and beside what is no
+/// weight: which of them a network is made of, [`Checkpoint::fit`] finds out.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    contents: Contents,
+}
+
+/// A network's weights, and what the file holds beside them.
+#[derive(Debug)]
+pub struct Fitted {
+    /// The tensors that the graph needs, under the graph's names: f64 if any is that, otherwise f32; on the CPU.
+    pub weights: Weights,
+    /// Keys and prefixes before the names of the tensors that were taken; empty, or it ends with a dot.
+    pub prefix: String,
+    /// Names of the tensors that were left out.
+    pub left_out: Vec<String>,
+}
+
+/// Opens a safetensors file or a torch checkpoint; the content tells which, not the name.
 ///
 /// # Errors
 /// If the file is missing, damaged, of another format, or holds no tensor.
-pub fn load(path: &Path) -> Result<Weights, Error> {
-    // A missing file is told apart from a damaged one.
-    fs::File::open(path).map_err(|cause| Error::File { path: path.into(), cause })?;
+pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+    let bytes = fs::read(path).map_err(|cause| Error::File { path: path.into(), cause })?;
     let damaged = |cause: String| Error::Damaged { path: path.into(), cause };
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let weights = match extension {
-        "safetensors" => candle_core::safetensors::load(path, &Device::Cpu)
-            .map(Weights::from_iter)
-            .map_err(|cause| damaged(format!("not a whole safetensors file ({})", brief(&cause)))),
-        "pth" | "pt" | "th" | "bin" | "ckpt" | "tar" => checkpoint(path).map_err(damaged),
-        _ => Err(damaged("weights are .safetensors files, or torch checkpoints named .pth or .pt".into())),
-    }?;
-    if weights.is_empty() {
-        return Err(damaged("it holds no tensor where one is looked for: at its top, or under `state_dict`".into()));
+    let contents = if is_safetensors(&bytes, path) { flat(bytes) } else { checkpoint(bytes) }.map_err(damaged)?;
+    if let ([], [class, ..]) = (contents.tensors.as_slice(), contents.modules.as_slice()) {
+        return Err(damaged(format!(
+            "it holds a whole module, pickled, of the class {class}, and no state_dict; where its code is at hand, save its \
+             weights: torch.save(model.state_dict(), ...)"
+        )));
+    }
+    if contents.tensors.is_empty() {
+        return Err(damaged("it holds no tensor under a name".into()));
+    }
+    Ok(Checkpoint { path: path.into(), contents })
+}
+
+/// Reads every tensor of a file that holds one dictionary of them, under its own name, on the CPU; half-precision numbers
+/// become f32.
+///
+/// # Errors
+/// If the file is missing, damaged, of another format, or holds no tensor, several dictionaries, or other numbers.
+pub fn load(path: &Path) -> Result<Weights, Error> {
+    let Checkpoint { contents, .. } = open(path)?;
+    let damaged = |cause: String| Error::Damaged { path: path.into(), cause };
+    let mut weights = Weights::new();
+    for Named { name, stored, .. } in contents.tensors {
+        let tensor = stored.tensor().map_err(|cause| damaged(format!("tensor `{name}`: {cause}")))?;
+        if weights.insert(name.clone(), tensor).is_some() {
+            return Err(damaged(format!("it holds `{name}` more than once, in several dictionaries")));
+        }
     }
     Ok(weights)
+}
+
+/// The tensors that a graph needs among `weights`, as [`Checkpoint::fit`] finds them; `path` is only named in errors.
+///
+/// # Errors
+/// As [`Checkpoint::fit`].
+pub fn prepare(graph: &Graph, weights: Weights, path: &Path) -> Result<Weights, Error> {
+    let named = |(name, tensor): (String, Tensor)| Named { nest: String::new(), name, stored: Stored::of(&tensor) };
+    let contents = Contents { tensors: weights.into_iter().map(named).collect(), modules: vec![] };
+    Checkpoint { path: path.into(), contents }.fit(graph, None, false).map(|fitted| fitted.weights)
+}
+
+impl Checkpoint {
+    /// Finds the tensors that a graph needs.
+    ///
+    /// They may lie under any keys and prefixes (`state_dict.`, `model.`, `student.`), the names of wrappers (`module.`) are
+    /// taken out, and timm's names of MobileNetV2 and those that `kuangliu/pytorch-cifar` gives ResNets are taken for
+    /// torchvision's. `key` says before which names to look, `""` for the names as they are; without it, two networks in one
+    /// file must be equal. With `new_head` the last layer's tensors are left out.
+    ///
+    /// What is beside the network's dictionary is left out, and so are counters and Inception's auxiliary classifier. A mean
+    /// or standard deviation of the pixels must be the graph's. Anything else must be part of the network.
+    ///
+    /// # Errors
+    /// If tensors are missing, misshapen or left over, two differ that could be meant, or one holds NaN, infinities or
+    /// negative variances.
+    pub fn fit(&self, graph: &Graph, key: Option<&str>, new_head: bool) -> Result<Fitted, Error> {
+        let head = graph.nodes.iter().rev().find_map(|node| match &node.op {
+            Op::Linear { name, .. } => Some(format!("{name}.")),
+            _ => None,
+        });
+        let wanted = Wanted {
+            needed: graph.parameters(),
+            head: head.unwrap_or_else(|| "fc.".to_owned()),
+            new_head,
+            normalisation: normalisation(graph),
+        };
+        let misfit = |cause: String| Error::Misfit { path: self.path.clone(), cause };
+        let fit::Choice { taken, prefix, left_out } = fit::choose(&self.contents, &wanted, key).map_err(misfit)?;
+        let damaged = |cause: String| Error::Damaged { path: self.path.clone(), cause };
+        let mut weights = Weights::new();
+        for (name, named) in taken {
+            let tensor = named.stored.tensor();
+            let tensor = tensor.map_err(|cause| damaged(format!("tensor `{}`: {cause}", named.name)))?;
+            if let Some(value) = invalid(&name, &tensor).map_err(|cause| damaged(brief(&cause)))? {
+                return Err(Error::Invalid { path: self.path.clone(), name, value });
+            }
+            weights.insert(name, tensor);
+        }
+        let dtype = if weights.values().any(|t| t.dtype() == DType::F64) { DType::F64 } else { DType::F32 };
+        for tensor in weights.values_mut() {
+            *tensor = tensor.to_dtype(dtype).map_err(|cause| damaged(brief(&cause)))?;
+        }
+        Ok(Fitted { weights, prefix, left_out })
+    }
+}
+
+/// Mean and standard deviation that a graph's first layer takes from the pixels.
+fn normalisation(graph: &Graph) -> Option<[Vec<f64>; 2]> {
+    graph.nodes.iter().find_map(|node| match &node.op {
+        Op::Normalise { mean, std } => Some([mean.to_vec(), std.to_vec()]),
+        _ => None,
+    })
+}
+
+/// Whether the content is safetensors', or the name says that it should be and the content is nothing that is known.
+fn is_safetensors(bytes: &[u8], path: &Path) -> bool {
+    let named = path.extension().is_some_and(|extension| extension == "safetensors");
+    bytes.get(8) == Some(&b'{') || (named && foreign(bytes).is_none() && !bytes.starts_with(b"PK"))
+}
+
+/// What a file that holds no weights is, as far as its beginning tells.
+fn foreign(bytes: &[u8]) -> Option<&'static str> {
+    let begins = |magic: &[u8]| bytes.starts_with(magic);
+    if bytes.is_empty() {
+        Some("it is empty: copy or download it again")
+    } else if begins(b"version https://git-lfs") {
+        Some("it is a pointer of Git LFS, not the file: fetch it with git lfs pull")
+    } else if begins(b"<") {
+        Some("it is a web page, not the file: download it again, and look at it first")
+    } else if begins(b"\x1f\x8b") {
+        Some("it is compressed with gzip: unpack it")
+    } else if begins(b"\x89HDF") {
+        Some("it is HDF5, as Keras writes: convert its weights to PyTorch's names and layout, as safetensors")
+    } else if bytes.get(257..262) == Some(b"ustar") {
+        Some(
+            "it is a tar archive: unpack it, or, if it is of the very first PyTorch, load it there and save its state_dict again",
+        )
+    } else {
+        None
+    }
+}
+
+/// The tensors of a torch checkpoint.
+fn checkpoint(bytes: Vec<u8>) -> Result<Contents, String> {
+    if let Some(what) = foreign(&bytes) {
+        return Err(what.to_owned());
+    }
+    // Protocols before 2 begin with no mark; PyTorch never used them.
+    if !bytes.starts_with(b"PK") && bytes[0] != 0x80 {
+        return Err(
+            "it is neither safetensors nor a torch checkpoint: weights are .safetensors files, or what torch.save \
+                    has written (.pth, .pt, .bin, .ckpt)"
+                .into(),
+        );
+    }
+    torch::read(bytes).map_err(|cause| {
+        format!(
+            "not a torch checkpoint that can be read ({cause}); if PyTorch reads it, save its state_dict again with \
+             torch.save, or as safetensors"
+        )
+    })
+}
+
+/// The tensors of a safetensors file.
+fn flat(bytes: Vec<u8>) -> Result<Contents, String> {
+    let (len, header) = safetensors::SafeTensors::read_metadata(&bytes)
+        .map_err(|cause| format!("not a whole safetensors file ({cause})"))?;
+    let (bytes, start) = (Arc::new(bytes), len + 8);
+    let mut tensors: Vec<Named> = Vec::new();
+    for (name, info) in header.tensors() {
+        let kind = match info.dtype {
+            safetensors::Dtype::F16 => Kind::F16,
+            safetensors::Dtype::BF16 => Kind::Bf16,
+            safetensors::Dtype::F32 => Kind::F32,
+            safetensors::Dtype::F64 => Kind::F64,
+            safetensors::Dtype::I64 => Kind::I64,
+            other => Kind::Other(format!("{other:?}").to_lowercase()),
+        };
+        let range = start + info.data_offsets.0..start + info.data_offsets.1;
+        let numbers = Numbers::Bytes { bytes: Arc::clone(&bytes), range, big_endian: false };
+        tensors.push(Named { nest: String::new(), name, stored: Stored::dense(kind, info.shape.clone(), numbers) });
+    }
+    tensors.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(Contents { tensors, modules: vec![] })
 }
 
 /// An error's first line: candle appends a backtrace.
@@ -93,28 +269,11 @@ fn brief(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// The tensors of a torch checkpoint.
-fn checkpoint(path: &Path) -> Result<Weights, String> {
-    let read = |key: Option<&str>| -> Result<Weights, String> {
-        // The reader panics on some damaged files.
-        let read = std::panic::catch_unwind(|| pickle::read_all_with_key(path, key));
-        match read {
-            Ok(Ok(tensors)) => Ok(tensors.into_iter().collect()),
-            Ok(Err(cause)) => Err(brief(&cause)),
-            Err(_) => Err("its pickle is damaged".into()),
-        }
-    };
-    let explain = |cause: String| {
-        format!(
-            "not a torch checkpoint that can be read ({cause}); if PyTorch reads it, save its state_dict again with \
-             torch.save, or as safetensors"
-        )
-    };
-    let top = read(None).map_err(explain)?;
-    if !top.is_empty() {
-        return Ok(top);
-    }
-    Ok(NESTS.iter().filter_map(|key| read(Some(key)).ok()).find(|found| !found.is_empty()).unwrap_or_default())
+/// The first number that no trained network holds.
+fn invalid(name: &str, tensor: &Tensor) -> candle_core::Result<Option<f64>> {
+    let values = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    let variance = name.ends_with("running_var");
+    Ok(values.into_iter().find(|v| !v.is_finite() || (variance && *v < 0.0)))
 }
 
 /// The metadata of a safetensors file.
@@ -129,121 +288,6 @@ pub fn metadata(path: &Path) -> Result<BTreeMap<String, String>, Error> {
             Err(Error::Damaged { path: path.into(), cause: format!("not a whole safetensors file ({cause})") })
         }
     }
-}
-
-/// The tensors that a graph needs, under the graph's names.
-///
-/// Prefixes such as `module.` are dropped, timm's names of MobileNetV2 and the names that CIFAR ResNets after
-/// `kuangliu/pytorch-cifar` give their shortcuts and last layer are taken for torchvision's, and `num_batches_tracked`
-/// and Inception's auxiliary classifier are ignored. Half-precision tensors become f32. `path` is only named in errors.
-///
-/// # Errors
-/// If tensors are missing, misshapen or left over, or hold NaN, infinities or negative variances.
-pub fn prepare(graph: &Graph, weights: Weights, path: &Path) -> Result<Weights, Error> {
-    let needed = graph.parameters();
-    let mut found: Weights = weights
-        .into_iter()
-        .filter(|(name, _)| !name.ends_with("num_batches_tracked") && !name.contains("AuxLogits."))
-        .map(|(name, tensor)| (rename(&name, |name| needed.iter().any(|(n, _)| n == name)), tensor))
-        .collect();
-    let mut prepared = Weights::new();
-    let mut faults = Vec::new();
-    for (name, shape) in &needed {
-        match found.remove(name) {
-            None => faults.push(format!("`{name}` {shape:?} is missing")),
-            Some(tensor) if tensor.dims() != &shape[..] => {
-                faults.push(format!("`{name}` is {:?}, not {shape:?}", tensor.dims()));
-            }
-            Some(tensor) if !tensor.dtype().is_float() => {
-                faults.push(format!("`{name}` holds {}, not floating-point numbers", tensor.dtype().as_str()));
-            }
-            Some(tensor) => {
-                prepared.insert(name.clone(), tensor);
-            }
-        }
-    }
-    faults.extend(found.keys().map(|name| format!("`{name}` is not part of it")));
-    if !faults.is_empty() {
-        let more = faults.len().saturating_sub(5);
-        faults.truncate(5);
-        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        return Err(Error::Misfit { path: path.into(), cause: faults.join("; ") + &more });
-    }
-    let dtype = if prepared.values().any(|t| t.dtype() == DType::F64) { DType::F64 } else { DType::F32 };
-    for (name, tensor) in &mut prepared {
-        let damaged = |cause: candle_core::Error| Error::Damaged { path: path.into(), cause: brief(&cause) };
-        *tensor = tensor.to_dtype(dtype).and_then(|t| t.contiguous()).map_err(damaged)?;
-        if let Some(value) = invalid(name, tensor).map_err(damaged)? {
-            return Err(Error::Invalid { path: path.into(), name: name.clone(), value });
-        }
-    }
-    Ok(prepared)
-}
-
-/// The first number that no trained network holds.
-fn invalid(name: &str, tensor: &Tensor) -> candle_core::Result<Option<f64>> {
-    let values = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-    let variance = name.ends_with("running_var");
-    Ok(values.into_iter().find(|v| !v.is_finite() || (variance && *v < 0.0)))
-}
-
-/// The graph's name of a tensor, if it has one.
-fn rename(name: &str, needed: impl Fn(&str) -> bool) -> String {
-    // `1.module.` is a network behind a normalisation layer, both inside DataParallel.
-    const PREFIXES: [&str; 5] = ["module.", "1.module.", "model.", "_orig_mod.", "net."];
-    let mut short = name;
-    while !needed(short) {
-        let renamed = timm_mobilenet(short).or_else(|| kuangliu_resnet(short));
-        if let Some(renamed) = renamed.filter(|renamed| needed(renamed)) {
-            return renamed;
-        }
-        match PREFIXES.iter().find_map(|prefix| short.strip_prefix(prefix)) {
-            Some(rest) => short = rest,
-            None => return name.to_owned(),
-        }
-    }
-    short.to_owned()
-}
-
-/// torchvision's name for a tensor of a ResNet that is named as in `kuangliu/pytorch-cifar`; none if it is not one.
-fn kuangliu_resnet(name: &str) -> Option<String> {
-    match name.strip_prefix("linear.") {
-        Some(part) => Some(format!("fc.{part}")),
-        None => name.contains(".shortcut.").then(|| name.replacen(".shortcut.", ".downsample.", 1)),
-    }
-}
-
-/// torchvision's name for a tensor of timm's `mobilenetv2`; none if it is not one.
-fn timm_mobilenet(name: &str) -> Option<String> {
-    // The first feature of each stage.
-    const STAGES: [usize; 7] = [1, 2, 4, 7, 11, 14, 17];
-    let (layer, part) = name.rsplit_once('.')?;
-    let renamed = match layer {
-        "conv_stem" => "features.0.0".to_owned(),
-        "bn1" => "features.0.1".to_owned(),
-        "bn2" => "features.18.1".to_owned(),
-        "conv_head" => "features.18.0".to_owned(),
-        "classifier" => "classifier.1".to_owned(),
-        _ => {
-            let mut parts = layer.strip_prefix("blocks.")?.splitn(3, '.');
-            let (stage, block): (usize, usize) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-            let place = match (stage, parts.next()?) {
-                (0, "conv_dw") => "0.0",
-                (0, "bn1") => "0.1",
-                (0, "conv_pw") => "1",
-                (0, "bn2") => "2",
-                (_, "conv_pw") => "0.0",
-                (_, "bn1") => "0.1",
-                (_, "conv_dw") => "1.0",
-                (_, "bn2") => "1.1",
-                (_, "conv_pwl") => "2",
-                (_, "bn3") => "3",
-                _ => return None,
-            };
-            format!("features.{}.conv.{place}", STAGES.get(stage)? + block)
-        }
-    };
-    Some(format!("{renamed}.{part}"))
 }
 
 /// Writes weights and metadata as a safetensors file, whole or not at all.

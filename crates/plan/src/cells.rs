@@ -15,12 +15,13 @@ use stage_fit::Fit;
 use stage_report::{Cell, Claim, Protocol, Reading, RuleName, TheoryTable};
 use stage_sample::Sample;
 use stage_theory::Theory;
+use trained::Model;
 
 use crate::{
-    Bill, Cost, Error, Jobs, Net, Options, Result, Sources, Work, figures,
+    Bill, Cost, Error, Jobs, Load, Net, Options, Result, Sources, Work, figures,
     file::{Kind, Pipeline, Table},
     jobs::Wanted,
-    sources,
+    programs, sources,
 };
 
 /// What a cell may set. The tables are typed by the stages they go to.
@@ -122,6 +123,15 @@ impl From<String> for Trouble {
     }
 }
 
+impl From<victim::FileFault> for Trouble {
+    fn from(fault: victim::FileFault) -> Self {
+        match fault {
+            victim::FileFault::Missing(reason) => Self::Missing(reason),
+            victim::FileFault::Wrong(reason) => Self::Wrong(reason),
+        }
+    }
+}
+
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         Self::Plan(error)
@@ -180,7 +190,7 @@ fn theory(pipeline: &Pipeline, mut params: stage_report::Params, jobs: &mut Jobs
         files: vec![],
         parts: 1,
         cost: Cost::default(),
-        network: None,
+        load: None,
     })?;
     params.theory = Some(TheoryTable { table: folder(&address) });
     Ok(Work { params, inputs: vec![address], apart: BTreeMap::new() })
@@ -273,6 +283,17 @@ fn collection(
     Ok(Ok(Work { params, inputs, apart }))
 }
 
+/// What the attacks of a cell rest on.
+#[derive(Clone, Copy)]
+struct Planned<'a> {
+    inputs: &'a [String],
+    count: Option<u64>,
+    detector: Option<&'a Detector>,
+    bare: &'a Load,
+    /// Local files that the network reads.
+    files: &'a [PathBuf],
+}
+
 struct Planner<'a> {
     sources: &'a Sources,
     options: &'a Options,
@@ -303,8 +324,10 @@ struct Making {
 /// A planned network.
 struct Network {
     address: String,
-    model: nets::Spec,
+    model: Model,
     training: Option<Training>,
+    /// Local files that it reads whenever it runs: a program's.
+    files: Vec<PathBuf>,
 }
 
 impl Network {
@@ -336,7 +359,9 @@ impl Network {
 impl Planner<'_> {
     /// One cell's jobs; the cell as the report sees it, the addresses the report reads, and what it would cost by itself.
     fn cell(&mut self, base: &Table, pipeline: &Pipeline) -> Result<(Cell, Vec<String>, Bill), Trouble> {
-        let base: Base = read(Value::Object(base.clone()))?;
+        let mut base = Value::Object(base.clone());
+        programs::digest(&mut base, self.options.data_root.as_deref())?;
+        let base: Base = read(base)?;
         let reading = pipeline.readings.of(base.protocol);
         let images = self.sample("sample", &base.sample)?;
         let network = self.network(&base)?;
@@ -364,29 +389,46 @@ impl Planner<'_> {
         let (typed, params): (stage_attack::Params, Value) = typed(params)?;
         typed.defense.check().map_err(|reason| format!("defense: {reason}"))?;
         typed.attack.check().map_err(|reason| format!("attack: {reason}"))?;
+        check_size(&typed.attack, images.side).map_err(|reason| format!("attack: {reason}"))?;
         network.keeps(typed.epoch).map_err(|reason| format!("epoch: {reason}"))?;
         check(&typed, &network.model, &reading)?;
         check_step(base.step, &typed)?;
+        if let (Some(spec), Some(side)) = (network.model.candle(), images.side) {
+            spec.fits(side as usize, side as usize).map_err(|fault| format!("sample: {fault}"))?;
+        }
 
-        let net = Net::new(&network.model, images.side);
+        let bare = Load::bare(Net::of(&network.model, images.side));
         let mut inputs = vec![images.address, network.address.clone()];
         let fitted = base.detector.map(|used| self.fit(used, &network, &typed)).transpose()?;
         inputs.extend(fitted.iter().map(|(address, _)| address.clone()));
         let detector = fitted.map(|(_, detector)| detector);
-        let attack = self.attack(&typed, &inputs, images.count, detector.as_ref(), &net)?;
+        let planned = Planned {
+            inputs: &inputs,
+            count: images.count,
+            detector: detector.as_ref(),
+            bare: &bare,
+            files: &network.files,
+        };
+        let attack = self.attack(&typed, &planned)?;
         let mut companions = Vec::new();
         for spec in typed.attack.companions() {
             // The perturbation of a companion is no result, and what it does depends on no goal.
             let goal = stage_attack::Goal::Untargeted {};
             let companion = stage_attack::Params { attack: spec, goal, keep_delta: false, ..typed.clone() };
-            companions.push(self.attack(&companion, &inputs, images.count, detector.as_ref(), &net)?);
+            companions.push(self.attack(&companion, &planned)?);
         }
         // The companions of a companion are itself and those before it.
         let none = companions.first().unwrap_or(&attack).clone();
         let noise = companions.get(1).unwrap_or(&attack).clone();
-        let undefended = pipeline.readings.want_invariance(base.protocol).then(|| undefended(&typed));
-        let undefended =
-            undefended.map(|bare| self.attack(&bare, &inputs[..2], images.count, None, &net)).transpose()?;
+        let wanted = pipeline.readings.want_invariance(base.protocol);
+        if wanted && network.model.program().is_some() {
+            let text = "invariance: a program's own defense cannot be taken from it to ask the network without";
+            return Err(format!("{text}; leave `invariance` out, or name the transformation as `defense`").into());
+        }
+        let undefended = wanted.then(|| undefended(&typed));
+        let undefended = undefended
+            .map(|bare| self.attack(&bare, &Planned { inputs: &inputs[..2], detector: None, ..planned }))
+            .transpose()?;
         let mut parameters = BTreeMap::new();
         flatten("", &params, &mut parameters);
         flatten("model.", &json!(network.model), &mut parameters);
@@ -408,11 +450,11 @@ impl Planner<'_> {
             finetune: folder(&network.address),
         };
         let single = stage_attack::Params { attack: single(&typed.attack, base.step)?, ..typed };
-        let single = cost(&single, fewer(images.count, single.limit), detector.as_ref());
+        let single = cost(&single, fewer(images.count, single.limit), detector.as_ref(), &bare.net);
         let read: Vec<String> = [network.address, none, noise, attack.clone()].into_iter().chain(undefended).collect();
         let mut alone = Bill::default();
         for job in self.jobs.closure(&read) {
-            alone.add(job.network.as_ref(), if job.address == attack { single } else { job.cost });
+            alone.add(job.load.as_ref(), if job.address == attack { single } else { job.cost });
         }
         Ok((cell, read, alone))
     }
@@ -453,13 +495,16 @@ impl Planner<'_> {
             files: place.files,
             parts: 1,
             cost: Cost::default(),
-            network: None,
+            load: None,
         })?;
         Ok(Images { address, count, side })
     }
 
     /// The finetune jobs of a cell, and the network that it attacks.
     fn network(&mut self, base: &Base) -> Result<Network, Trouble> {
+        if let Some(model) = base.model.as_ref().filter(|model| model.get("name") == Some(&json!("program"))) {
+            return self.own(base, architecture("model", Value::Object(model.clone()))?);
+        }
         let found = match &base.weights {
             Some(used) => self.find(used)?,
             None => None,
@@ -545,6 +590,32 @@ impl Planner<'_> {
         self.finetune(network.model, made)
     }
 
+    /// The finetune job of a program, which brings its own weights.
+    fn own(&mut self, base: &Base, model: Model) -> Result<Network, Trouble> {
+        let unfit = [
+            ("weights", base.weights.is_some()),
+            ("finetuned", base.finetuned),
+            ("inside", base.inside.is_some()),
+            ("precision", base.precision.is_some()),
+        ];
+        if let Some((name, _)) = unfit.into_iter().find(|(_, is_there)| *is_there) {
+            let text = "a program is attacked as it is, with its own weights";
+            return Err(format!("{name}: {text}; leave `{name}` out where the model is one").into());
+        }
+        let init = json!({"name": "own"});
+        let making = Making {
+            what: "model",
+            init,
+            recipe: None,
+            defense: None,
+            base: None,
+            files: vec![],
+            classes: None,
+            keep_classes: None,
+        };
+        self.finetune(model, making)
+    }
+
     /// Weights by name: their architecture and the first place that has them, or nothing where they are to be trained.
     fn find(&self, used: &UsedWeights) -> Result<Option<(sources::Weights, sources::Place)>, Trouble> {
         let weights = self.sources.weights(&used.source).map_err(|reason| format!("weights.source: {reason}"))?;
@@ -561,8 +632,8 @@ impl Planner<'_> {
     }
 
     /// One finetune job: an import without a recipe, otherwise training on the recipe's sample.
-    fn finetune(&mut self, model: nets::Spec, making: Making) -> Result<Network, Trouble> {
-        let Making { what, init, recipe, defense, base, files, classes, keep_classes } = making;
+    fn finetune(&mut self, model: Model, making: Making) -> Result<Network, Trouble> {
+        let Making { what, init, recipe, defense, base, mut files, classes, keep_classes } = making;
         let mut params = json!({"model": model, "init": init});
         for (key, value) in [("classes", classes), ("keep_classes", keep_classes)] {
             if let Some(value) = value {
@@ -594,24 +665,33 @@ impl Planner<'_> {
         typed.check().map_err(named)?;
         cost.training_images *= typed.training.as_ref().map_or(0, |training| training.epochs.into());
         let cut = typed.training.as_ref().and_then(|training| training.augment.random_crop);
+        let batch = typed.training.as_ref().map_or(0, |training| training.batch);
         let adversarial = typed.training.as_ref().and_then(|training| training.adversarial.as_ref());
         if let Some(attack) = adversarial {
+            check_size(attack, cut.or(side)).map_err(|reason| format!("{what}.adversarial: {reason}"))?;
             cost.forward_queries = cost.training_images * attack.cost().forward;
             cost.gradient_queries = cost.training_images * attack.cost().backward;
+            (cost.forward_at_least, cost.gradient_at_least) = (cost.forward_queries, cost.gradient_queries);
+            // The network is another one at each step.
+            cost.compilations = cost.training_images.div_ceil(batch.max(1) as u64);
         }
-        let depth = params["model"]["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
+        let mut load = Load { batch, ..Load::bare(Net::of(&model, cut.or(side))) };
+        load.defense = typed.defense.clone().unwrap_or(load.defense);
+        let root = self.options.data_root.as_deref();
+        files.extend(programs::files(&params, root)?);
+        let own = if model.program().is_some() { files.clone() } else { Vec::new() };
         let address = self.jobs.add(Wanted {
             stage: Finetune::NAME,
             revision: Finetune::REVISION,
-            slug: format!("{}{depth}", params["model"]["name"].as_str().unwrap_or_default()),
+            slug: model.slug(),
             params,
             inputs,
             files,
             parts: 1,
             cost,
-            network: Some(Net::new(&model, cut.or(side))),
+            load: Some(load),
         })?;
-        Ok(Network { address, model, training: typed.training })
+        Ok(Network { address, model, training: typed.training, files: own })
     }
 
     /// The fit job of a cell's detector, to the network that is attacked; its address, and the detector.
@@ -634,6 +714,7 @@ impl Planner<'_> {
         let (typed, params): (stage_fit::Params, Value) = typed(params).map_err(named)?;
         typed.check().map_err(named)?;
         let count = fewer(images.count, typed.limit);
+        let load = Load { inside: typed.inside.clone(), ..Load::bare(Net::of(&network.model, images.side)) };
         let evaluations = |images| images * (1 + u64::from(typed.detector.draws()));
         let address = self.jobs.add(Wanted {
             stage: Fit::NAME,
@@ -641,37 +722,38 @@ impl Planner<'_> {
             slug: typed.detector.name().to_owned(),
             params,
             inputs: vec![images.address, network.address.clone()],
-            files: vec![],
+            files: network.files.clone(),
             parts: 1,
             cost: Cost {
                 detector: count.map_or(0, evaluations),
                 unknown: u64::from(count.is_none()),
+                compilations: 1,
                 ..Cost::default()
             },
-            network: Some(Net::new(&network.model, images.side)),
+            load: Some(load),
         })?;
         Ok((address, typed.detector))
     }
 
-    fn attack(
-        &mut self,
-        params: &stage_attack::Params,
-        inputs: &[String],
-        count: Option<u64>,
-        detector: Option<&Detector>,
-        net: &Net,
-    ) -> Result<String, Trouble> {
+    fn attack(&mut self, params: &stage_attack::Params, planned: &Planned<'_>) -> Result<String, Trouble> {
         params.check()?;
+        let Planned { inputs, count, detector, bare, files } = *planned;
+        let json = value(params)?;
+        let mut files = files.to_vec();
+        files.extend(programs::files(&json, self.options.data_root.as_deref())?);
+        files.sort();
+        files.dedup();
+        let load = Load { inside: params.inside.clone(), defense: params.defense.clone(), ..bare.clone() };
         let address = self.jobs.add(Wanted {
             stage: Attack::NAME,
             revision: Attack::REVISION,
             slug: format!("{}--{}", defended(params, detector), params.attack.slug()),
-            params: value(params)?,
+            params: json,
             inputs: inputs.to_vec(),
-            files: vec![],
+            files,
             parts: self.options.shards,
-            cost: cost(params, fewer(count, params.limit), detector),
-            network: Some(net.clone()),
+            cost: cost(params, fewer(count, params.limit), detector, &bare.net),
+            load: Some(load),
         })?;
         Ok(address)
     }
@@ -696,9 +778,9 @@ fn value<T: Serialize>(typed: &T) -> Result<Value, String> {
     serde_json::to_value(typed).map_err(|error| error.to_string())
 }
 
-fn architecture(what: &str, spec: Value) -> Result<nets::Spec, String> {
-    let (model, _): (nets::Spec, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
-    model.graph().map_err(|reason| format!("{what}: {reason}"))?;
+fn architecture(what: &str, spec: Value) -> Result<Model, String> {
+    let (model, _): (Model, _) = typed(spec).map_err(|reason| format!("{what}: {reason}"))?;
+    model.check().map_err(|reason| format!("{what}: {reason}"))?;
     Ok(model)
 }
 
@@ -721,11 +803,12 @@ fn undefended(attack: &stage_attack::Params) -> stage_attack::Params {
 }
 
 /// Finds what no single stage can: parameters of different stages that do not fit each other.
-fn check(attack: &stage_attack::Params, model: &nets::Spec, reading: &Reading) -> Result<(), String> {
-    if let Some(class) = attack.goal.target()
-        && class as usize >= model.classes()
+fn check(attack: &stage_attack::Params, model: &Model, reading: &Reading) -> Result<(), String> {
+    model.takes(attack.inside.as_ref(), attack.precision)?;
+    if let (Some(class), Some(classes)) = (attack.goal.target(), model.classes())
+        && class as usize >= classes
     {
-        return Err(format!("goal.class: the network knows the classes 0 to {}, not {class}", model.classes() - 1));
+        return Err(format!("goal.class: the network knows the classes 0 to {}, not {class}", classes - 1));
     }
     for rule in std::iter::once(&reading.rule).chain(&reading.more_rules) {
         if let Some(n) = rule.n.filter(|n| *n == 0 || *n > attack.votes.draws) {
@@ -742,6 +825,11 @@ fn check(attack: &stage_attack::Params, model: &nets::Spec, reading: &Reading) -
         }
     }
     Ok(())
+}
+
+/// Finds budgets that no two images of this side are apart, where the side is known.
+fn check_size(attack: &attacks::Spec, side: Option<u32>) -> Result<(), String> {
+    side.map_or(Ok(()), |side| attack.check_size(3 * (side as usize).pow(2)))
 }
 
 fn check_step(step: Option<u32>, attack: &stage_attack::Params) -> Result<(), String> {
@@ -771,15 +859,21 @@ fn defended(params: &stage_attack::Params, detector: Option<&Detector>) -> Strin
 }
 
 /// Votes are taken after every snapshot, and by the attack `none` before it too; a detector looks at each.
-fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&Detector>) -> Cost {
+fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&Detector>, net: &Net) -> Cost {
     let Some(images) = images else { return Cost { unknown: 1, ..Cost::default() } };
     let attack = params.attack.build();
     let rounds = if matches!(params.attack, attacks::Spec::None(_)) { 2 } else { attack.steps().len() as u64 };
-    let (fewest, most) = draws(params, detector);
+    let (fewest, most) = draws(params, detector, net);
     let votes = images * rounds * most;
+    let (all, steps) = (attack.cost(), attack.steps().last().map_or(1, |&steps| steps.max(1) as u64));
+    let first = |count: u64| if stops(&params.attack) { count.div_ceil(steps) } else { count };
     Cost {
-        forward_queries: images * attack.cost().forward,
-        gradient_queries: images * attack.cost().backward,
+        forward_queries: images * all.forward,
+        gradient_queries: images * all.backward,
+        forward_at_least: images * first(all.forward),
+        gradient_at_least: images * first(all.backward),
+        noise: images * noise(&params.attack),
+        compilations: 1,
         votes,
         votes_at_least: images * rounds * fewest,
         detector: votes * detector.map_or(0, |detector| detector.draws().into()),
@@ -787,11 +881,29 @@ fn cost(params: &stage_attack::Params, images: Option<u64>, detector: Option<&De
     }
 }
 
+/// Whether an attack may leave images before its last step.
+fn stops(attack: &attacks::Spec) -> bool {
+    value(attack).is_ok_and(|attack| attack["stop"]["rule"].as_str().is_some_and(|rule| rule != "none"))
+}
+
+/// How often an attack draws normal noise on one image, beside the defense.
+fn noise(attack: &attacks::Spec) -> u64 {
+    let cost = attack.cost();
+    match attack {
+        // One direction for two evaluations.
+        attacks::Spec::EvolutionStrategy(_) => cost.forward / 2,
+        attacks::Spec::LogitMatching(_) => cost.backward,
+        _ => 0,
+    }
+}
+
 /// The fewest and the most evaluations of the network that one vote takes: half of the draws settle a tie in favour of the
 /// first class.
-fn draws(params: &stage_attack::Params, detector: Option<&Detector>) -> (u64, u64) {
+fn draws(params: &stage_attack::Params, detector: Option<&Detector>, net: &Net) -> (u64, u64) {
     let asked = u64::from(params.votes.draws);
-    if params.defense.name() == "none" && params.inside.is_none() && detector.is_none() {
+    // Whether a program is random only it can say.
+    let certain = params.inside.is_none() && net.model.program().is_none();
+    if params.defense.name() == "none" && certain && detector.is_none() {
         // Nothing is random: one draw stands for all.
         (1, 1)
     } else if params.votes.stop == stage_attack::Stop::Never || params.keep_logits || detector.is_some() {

@@ -1,4 +1,4 @@
-//! What pipelines cost, in evaluations and in hours, before and after what is saved.
+//! What pipelines cost, in evaluations and in time, before and after what is saved.
 //!
 //! *Before* is a grid whose every cell runs by itself: its own attack from the start, for its own number of steps, its own
 //! companions and networks, and every vote in full. *After* is the plan: each job once, one run for all snapshots of an attack,
@@ -11,22 +11,28 @@ use std::{
 };
 
 use crate::{
-    Cost, Job, Net, Plan, Rates,
+    Cost, Estimates, Job, Load, Net, Plan, Rates,
+    estimate::{Duration, Seconds, Span},
     rates::{Machine, Work},
 };
 
 /// Costs by the network that does the work.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Bill(Vec<(Net, Cost)>);
+pub struct Bill(Vec<(Load, Cost)>);
 
 impl Bill {
     /// Adds what a network has to do; where no network runs, nothing is counted.
-    pub fn add(&mut self, net: Option<&Net>, cost: Cost) {
-        let Some(net) = net else { return };
-        match self.0.iter_mut().find(|(known, _)| known == net) {
+    pub fn add(&mut self, load: Option<&Load>, cost: Cost) {
+        let Some(load) = load else { return };
+        match self.0.iter_mut().find(|(known, _)| known == load) {
             Some((_, sum)) => *sum += cost,
-            None => self.0.push((net.clone(), cost)),
+            None => self.0.push((load.clone(), cost)),
         }
+    }
+
+    /// What each has to do.
+    pub fn entries(&self) -> impl Iterator<Item = &(Load, Cost)> {
+        self.0.iter()
     }
 
     /// The cost of all networks.
@@ -40,7 +46,7 @@ impl Bill {
 
 impl AddAssign<&Self> for Bill {
     fn add_assign(&mut self, other: &Self) {
-        other.0.iter().for_each(|(net, cost)| self.add(Some(net), *cost));
+        other.0.iter().for_each(|(load, cost)| self.add(Some(load), *cost));
     }
 }
 
@@ -60,31 +66,40 @@ const COUNTS: [Group<'_>; 5] = [
     ("training images", &["before", "after"]),
 ];
 
-const HOURS: [Group<'_>; 4] = [
+const RECORDED: [Group<'_>; 4] = [
     ("attacks", &["before", "after"]),
     ("votes and detectors", &["before", "at least", "at most"]),
     ("training", &["before", "after"]),
     ("together", &["before", "at least", "at most"]),
 ];
 
+const TIMES: [Group<'_>; 5] = [
+    ("attacks", &["before", "after"]),
+    ("votes and detectors", &["before", "after"]),
+    ("training", &["before", "after"]),
+    ("processor time", &["before", "at least", "at most"]),
+    ("wall clock", &["before", "about"]),
+];
+
 /// One pipeline of the tables.
-struct Row {
+struct Row<'a> {
     name: String,
     /// None where this machine lacks the data.
-    work: Option<Done>,
+    work: Option<Done<'a>>,
 }
 
-struct Done {
+struct Done<'a> {
     cells: usize,
-    jobs: usize,
+    jobs: Vec<&'a Job>,
     before: Bill,
     after: Bill,
 }
 
 /// Every pipeline's cost if nothing of it is there, and that of all together, with jobs and cells that they share counted once:
-/// a table of counts, a table of hours for each machine with recorded rates, and what to know about both.
+/// a table of counts, one of times on this machine where it is measured, one for each other machine with recorded rates, and what
+/// to know about them.
 #[must_use]
-pub fn tables(plan: &Plan, rates: &Rates) -> String {
+pub fn tables(plan: &Plan, rates: &Rates, estimates: Option<&Estimates<'_>>) -> String {
     let rows = rows(plan);
     let name = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     let mut text = heading("pipeline", name, &COUNTS);
@@ -101,28 +116,34 @@ pub fn tables(plan: &Plan, rates: &Rates) -> String {
          in full."
             .to_owned(),
     ];
-    for machine in [&rates.processor, &rates.gpu].into_iter().flatten() {
+    if let Some(estimates) = estimates {
+        text.push_str(&times(&rows, name, estimates));
+        notes.extend(time_notes(estimates));
+    }
+    // What another processor would take is of no use beside what this one does.
+    let processor = rates.processor.as_ref().filter(|_| estimates.is_none());
+    for machine in [processor, rates.gpu.as_ref()].into_iter().flatten() {
         let threads = match machine.threads() {
             0 => String::new(),
             threads => format!(", {threads} threads"),
         };
-        writeln!(text, "\nhours at the rates recorded on {}{threads}\n", machine.name).expect("a string takes all");
-        text.push_str(&heading("pipeline", name, &HOURS));
+        writeln!(text, "\ntime at the rates recorded on {}{threads}\n", machine.name).expect("a string takes all");
+        text.push_str(&heading("pipeline", name, &RECORDED));
         let mut caveats = Caveats::default();
         for row in &rows {
-            let hours = row.work.as_ref().map(|done| done.hours(machine, &mut caveats));
-            line(&mut text, &row.name, name, &HOURS, hours);
+            let times = row.work.as_ref().map(|done| done.recorded(machine, &mut caveats));
+            line(&mut text, &row.name, name, &RECORDED, times);
         }
         text.push('\n');
         caveats.notes().iter().for_each(|note| text.push_str(&wrapped(note)));
     }
-    notes.push(match (&rates.processor, &rates.gpu) {
-        (None, None) => "no rate has been recorded, or none was given: there are no hours.".to_owned(),
-        (Some(_), None) => "no rate of a GPU has been recorded: all hours are the processor's.".to_owned(),
-        _ => "hours of the GPU and of the processor are each for all of the work.".to_owned(),
+    notes.push(match (processor.is_some() || estimates.is_some(), &rates.gpu) {
+        (false, None) => "no rate has been recorded, or none was given: there are no times.".to_owned(),
+        (true, None) => "no rate of a GPU has been recorded: all times are the processor's.".to_owned(),
+        _ => "times of the GPU and of the processor are each for all of the work.".to_owned(),
     });
-    if rates.processor.is_some() || rates.gpu.is_some() {
-        let rates = "rates are of bare networks: what defenses, k-winners-take-all, pruning and files take is not in the hours.";
+    if processor.is_some() || rates.gpu.is_some() {
+        let rates = "recorded rates are of bare networks: what defenses, k-winners-take-all, pruning and files take is not in them.";
         notes.push(rates.to_owned());
     }
     let unknown = rows.last().and_then(|all| all.work.as_ref()).map_or(0, |all| all.after.total().unknown);
@@ -134,40 +155,89 @@ pub fn tables(plan: &Plan, rates: &Rates) -> String {
     text
 }
 
+/// The table of times on this machine.
+fn times(rows: &[Row<'_>], name: usize, estimates: &Estimates<'_>) -> String {
+    let machine = &estimates.calibration.machine;
+    let mut text = format!("\ntime on {} x {}, as measured here\n\n", machine.processor, machine.cores);
+    text.push_str(&heading("pipeline", name, &TIMES));
+    for row in rows {
+        line(&mut text, &row.name, name, &TIMES, row.work.as_ref().map(|done| done.times(estimates)));
+    }
+    text
+}
+
+fn time_notes(estimates: &Estimates<'_>) -> Vec<String> {
+    let cores = estimates.calibration.machine.cores;
+    let mut notes = vec![
+        "processor time, at least: attacks that may stop early do at their first step, and votes as soon as they can; at \
+         most: neither does. After and about: the geometric mean of both."
+            .to_owned(),
+        format!(
+            "wall clock: the processor time over {cores} cores, for `make` keeps all of them at work. What files, reports \
+             and closed forms take is not known before they were made once."
+        ),
+    ];
+    match estimates.finished() {
+        0 => {}
+        finished => notes.push(format!(
+            "{finished} jobs are finished: after is what they took, and what others like them are to take by that."
+        )),
+    }
+    notes
+}
+
 /// One row per report, and one for all.
-fn rows(plan: &Plan) -> Vec<Row> {
+fn rows(plan: &Plan) -> Vec<Row<'_>> {
     // By the pipeline that defines the cells: those of a collection are its parts'.
     let mut apart = BTreeMap::new();
     let mut rows = Vec::new();
     for report in &plan.reports {
         let work = report.work.as_ref().ok().map(|work| {
             apart.extend(&work.apart);
-            Done::new(work.apart.values().flatten(), &plan.jobs.closure(&work.inputs))
+            Done::new(work.apart.values().flatten(), plan.jobs.closure(&work.inputs))
         });
         rows.push(Row { name: report.name.clone(), work });
     }
     let jobs: Vec<&Job> = plan.jobs.all().iter().collect();
-    let all = Done::new(apart.into_values().flatten(), &jobs);
+    let all = Done::new(apart.into_values().flatten(), jobs);
     rows.push(Row { name: "all together".to_owned(), work: Some(all) });
     rows
 }
 
-impl Done {
-    fn new<'a>(cells: impl Iterator<Item = &'a Bill>, jobs: &[&Job]) -> Self {
-        let mut done = Self { cells: 0, jobs: jobs.len(), before: Bill::default(), after: Bill::default() };
+impl<'a> Done<'a> {
+    fn new<'b>(cells: impl Iterator<Item = &'b Bill>, jobs: Vec<&'a Job>) -> Self {
+        let mut done = Self { cells: 0, jobs, before: Bill::default(), after: Bill::default() };
         for cell in cells {
             done.cells += 1;
             done.before += cell;
         }
-        jobs.iter().for_each(|job| done.after.add(job.network.as_ref(), job.cost));
+        done.jobs.iter().for_each(|job| done.after.add(job.load.as_ref(), job.cost));
         done
+    }
+
+    fn times(&self, estimates: &Estimates<'_>) -> Vec<String> {
+        let (before, cores) = (estimates.bill(&self.before), f64::from(estimates.calibration.machine.cores));
+        let mut after = Seconds::default();
+        self.jobs.iter().for_each(|job| after += estimates.job(job));
+        let time = |span: Span, seconds: f64| Time { seconds, estimated: false, lacking: span.lacking }.to_string();
+        let pairs = [(before.attacks, after.attacks), (before.votes, after.votes), (before.training, after.training)];
+        let pairs = pairs.into_iter().flat_map(|(before, after)| [(before, before.most), (after, after.likely())]);
+        let (before, after) = (before.total(), after.total());
+        let together = [
+            (before, before.most),
+            (after, after.least),
+            (after, after.most),
+            (before, before.most / cores),
+            (after, after.likely() / cores),
+        ];
+        pairs.chain(together).map(|(span, seconds)| time(span, seconds)).collect()
     }
 
     fn counts(&self) -> Vec<String> {
         let (before, after) = (self.before.total(), self.after.total());
         let numbers = [
             self.cells as u64,
-            self.jobs as u64,
+            self.jobs.len() as u64,
             before.gradient_queries,
             after.gradient_queries,
             before.forward_queries,
@@ -181,12 +251,12 @@ impl Done {
         numbers.map(short).into()
     }
 
-    fn hours(&self, machine: &Machine, caveats: &mut Caveats) -> Vec<String> {
+    fn recorded(&self, machine: &Machine, caveats: &mut Caveats) -> Vec<String> {
         let mut of = |bill: &Bill, work: &dyn Fn(&Cost) -> Vec<(Work, u64)>| {
-            let mut sum = Hours::default();
-            for (net, cost) in &bill.0 {
+            let mut sum = Time::default();
+            for (load, cost) in &bill.0 {
                 for (work, count) in work(cost).into_iter().filter(|(_, count)| *count > 0) {
-                    sum += caveats.hours(machine, work, net, count);
+                    sum += caveats.time(machine, work, &load.net, count);
                 }
             }
             sum
@@ -202,29 +272,29 @@ impl Done {
         let votes = [of(&self.before, &most), of(&self.after, &least), of(&self.after, &most)];
         let training = [of(&self.before, &training), of(&self.after, &training)];
         let together = [(0, 0), (1, 1), (1, 2)].map(|(side, end)| attacks[side] + votes[end] + training[side]);
-        attacks.into_iter().chain(votes).chain(training).chain(together).map(|hours| hours.to_string()).collect()
+        attacks.into_iter().chain(votes).chain(training).chain(together).map(|time| time.to_string()).collect()
     }
 }
 
-/// Hours of work: what is known of them.
+/// The time of some work: what is known of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Hours {
-    known: f64,
+struct Time {
+    seconds: f64,
     /// Some by the rate of another network.
     estimated: bool,
     /// Some without any rate, and not in the sum.
     lacking: bool,
 }
 
-impl AddAssign for Hours {
+impl AddAssign for Time {
     fn add_assign(&mut self, other: Self) {
-        self.known += other.known;
+        self.seconds += other.seconds;
         self.estimated |= other.estimated;
         self.lacking |= other.lacking;
     }
 }
 
-impl Add for Hours {
+impl Add for Time {
     type Output = Self;
 
     fn add(mut self, other: Self) -> Self {
@@ -233,25 +303,17 @@ impl Add for Hours {
     }
 }
 
-impl fmt::Display for Hours {
+impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.lacking && self.known == 0.0 {
+        if self.lacking && self.seconds == 0.0 {
             return f.write_str("-");
         }
         let estimated = if self.estimated { "~" } else { "" };
-        let number = match self.known {
-            0.0 => "0".to_owned(),
-            few if few < 0.001 => "<0.001".to_owned(),
-            few if few < 0.0995 => format!("{few:.4}"),
-            few if few < 9.995 => format!("{few:.2}"),
-            few if few < 99.95 => format!("{few:.1}"),
-            many => short(many.round() as u64),
-        };
-        write!(f, "{estimated}{number}{}", if self.lacking { "+" } else { "" })
+        write!(f, "{estimated}{}{}", Duration(self.seconds), if self.lacking { "+" } else { "" })
     }
 }
 
-/// What hours rest on beside measured rates.
+/// What times rest on beside measured rates.
 #[derive(Default)]
 struct Caveats {
     /// Networks, and those whose rates stand in for theirs.
@@ -261,17 +323,17 @@ struct Caveats {
 }
 
 impl Caveats {
-    /// The hours of one kind of work on so many images.
-    fn hours(&mut self, machine: &Machine, work: Work, net: &Net, count: u64) -> Hours {
+    /// The time of one kind of work on so many images.
+    fn time(&mut self, machine: &Machine, work: Work, net: &Net, count: u64) -> Time {
         let Some(rate) = machine.rate(work, net) else {
             self.lacking.insert(format!("{} of {net}", work.name()));
-            return Hours { lacking: true, ..Hours::default() };
+            return Time { lacking: true, ..Time::default() };
         };
         if let Some(other) = rate.stand_in {
             self.estimated.insert(format!("{net} from {other}"));
         }
-        let known = count as f64 / rate.per_second / 3600.0;
-        Hours { known, estimated: rate.stand_in.is_some(), lacking: false }
+        let seconds = count as f64 / rate.per_second;
+        Time { seconds, estimated: rate.stand_in.is_some(), lacking: false }
     }
 
     fn notes(&self) -> Vec<String> {
@@ -405,7 +467,7 @@ mod tests {
     fn before_is_every_cell_by_itself_and_after_is_the_plan() {
         let plan = plan(&[("grid", PIPELINE)]);
         let all = rows(&plan).pop().unwrap().work.unwrap();
-        assert_eq!((all.cells, all.jobs), (4, 6), "two samples, one network, one attack and its companions");
+        assert_eq!((all.cells, all.jobs.len()), (4, 6), "two samples, one network, one attack and its companions");
         let (before, after) = (all.before.total(), all.after.total());
         // 10 images, 3 draws, two protocols of 2 and of 5 steps; one run of 5.
         assert_eq!((before.gradient_queries, after.gradient_queries), (10 * 3 * 2 * (2 + 5), 10 * 3 * 5));
@@ -452,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn hours_are_counts_at_recorded_rates() {
+    fn times_are_counts_at_recorded_rates() {
         let plan = plan(&[("grid", PIPELINE)]);
         let folder = tempfile::tempdir().unwrap();
         let table = |name: &str, model: &str, machine: &str| {
@@ -468,12 +530,12 @@ mod tests {
         let rates = Rates::read(std::slice::from_ref(&processor)).unwrap();
         let mut caveats = Caveats::default();
         let all = rows(&plan).pop().unwrap().work.unwrap();
-        let hours = all.hours(rates.processor.as_ref().unwrap(), &mut caveats);
+        let times = all.recorded(rates.processor.as_ref().unwrap(), &mut caveats);
         // 420, 150 queries of 100 s; 1120, 200, 350 votes of 10 s.
-        let expected = ["11.7", "4.17", "3.11", "0.56", "0.97", "-", "-", "14.8+", "4.72+", "5.14+"];
-        assert_eq!(hours, expected);
-        assert!(tables(&plan, &rates).lines().all(|line| line.chars().count() <= LINE));
-        let unwrapped = |rates: &Rates| tables(&plan, rates).replace("\n  ", " ");
+        let expected = ["12 h", "4.2 h", "3.1 h", "33 min", "58 min", "-", "-", "15 h+", "4.7 h+", "5.1 h+"];
+        assert_eq!(times, expected);
+        assert!(tables(&plan, &rates, None).lines().all(|line| line.chars().count() <= LINE));
+        let unwrapped = |rates: &Rates| tables(&plan, rates, None).replace("\n  ", " ");
         let text = unwrapped(&rates);
         for expected in [
             "recorded on Processor, 2 threads",
@@ -487,7 +549,7 @@ mod tests {
         let text = unwrapped(&Rates::read(&[processor, gpu]).unwrap());
         assert!(text.contains("recorded on GPU") && !text.contains("no rate of a GPU"), "{text}");
         assert!(text.contains("multiply-adds: cifar-resnet-8 at 32x32 from cifar-resnet-20 at 32x32."), "{text}");
-        assert!(tables(&plan, &Rates::default()).contains("there are no hours"));
+        assert!(tables(&plan, &Rates::default(), None).contains("there are no times"));
     }
 
     #[test]
@@ -495,11 +557,11 @@ mod tests {
         let numbers = [0, 999, 1000, 9999, 10_000, 99_960, 999_499, 999_500, 1_234_567, 25_730_000_000];
         let texts = ["0", "999", "1,000", "9,999", "10.0k", "100k", "999k", "1.00M", "1.23M", "25.7G"];
         assert_eq!(numbers.map(short), texts);
-        let hours = |known, estimated, lacking| Hours { known, estimated, lacking }.to_string();
-        assert_eq!(hours(0.0, false, false), "0");
-        assert_eq!(hours(0.00002, true, true), "~<0.001+");
-        assert_eq!(hours(0.0123, true, false), "~0.0123");
-        assert_eq!(hours(12_345.0, true, true), "~12.3k+");
-        assert_eq!(hours(0.0, false, true), "-");
+        let time = |seconds, estimated, lacking| Time { seconds, estimated, lacking }.to_string();
+        assert_eq!(time(0.0, false, false), "0");
+        assert_eq!(time(0.02, true, true), "~<1 s+");
+        assert_eq!(time(44.0, true, false), "~44 s");
+        assert_eq!(time(60_000.0, true, true), "~17 h+");
+        assert_eq!(time(0.0, false, true), "-");
     }
 }

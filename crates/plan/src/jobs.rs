@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::AddAssign, path::PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Net, Result};
+use crate::{Error, Load, Result};
 
 /// One stage run: parameters and inputs to one table, in one or more parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +24,8 @@ pub struct Job {
     pub parts: u32,
     /// What it computes, as far as parameters tell.
     pub cost: Cost,
-    /// The network that does it; none where no network runs.
-    pub network: Option<Net>,
+    /// The network that does it, and what stands around it; none where no network runs.
+    pub load: Option<Load>,
 }
 
 impl Job {
@@ -36,13 +36,19 @@ impl Job {
     }
 }
 
-/// Work in units that no machine changes; attacks are counted as if none stopped early.
+/// Work in units that no machine changes; attacks are counted as if none stopped early, but for what is `at_least`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Forward passes of one image, by attacks: those of gradients and all others.
     pub forward_queries: u64,
     /// Backward passes of one image, by attacks.
     pub gradient_queries: u64,
+    /// Forward passes by attacks, if every one that may stop early does so at its first step.
+    pub forward_at_least: u64,
+    /// Backward passes by attacks, if every one that may stop early does so at its first step.
+    pub gradient_at_least: u64,
+    /// Images on which attacks draw normal noise of their own.
+    pub noise: u64,
     /// Forward passes of one image, by votes that all run to their end.
     pub votes: u64,
     /// The same, if every vote that may stop early is settled by the fewest draws that can settle it.
@@ -51,6 +57,8 @@ pub struct Cost {
     pub detector: u64,
     /// Training passes of one image.
     pub training_images: u64,
+    /// Networks that are compiled.
+    pub compilations: u64,
     /// Jobs whose number of images is not written anywhere; they are counted as 0.
     pub unknown: u64,
 }
@@ -59,10 +67,14 @@ impl AddAssign for Cost {
     fn add_assign(&mut self, other: Self) {
         self.forward_queries += other.forward_queries;
         self.gradient_queries += other.gradient_queries;
+        self.forward_at_least += other.forward_at_least;
+        self.gradient_at_least += other.gradient_at_least;
+        self.noise += other.noise;
         self.votes += other.votes;
         self.votes_at_least += other.votes_at_least;
         self.detector += other.detector;
         self.training_images += other.training_images;
+        self.compilations += other.compilations;
         self.unknown += other.unknown;
     }
 }
@@ -93,8 +105,8 @@ pub struct Wanted {
     pub parts: u32,
     /// What it computes.
     pub cost: Cost,
-    /// The network that does it.
-    pub network: Option<Net>,
+    /// The network that does it, and what stands around it.
+    pub load: Option<Load>,
 }
 
 impl Jobs {
@@ -103,7 +115,7 @@ impl Jobs {
     /// # Errors
     /// If other work has the same address.
     pub fn add(&mut self, wanted: Wanted) -> Result<String> {
-        let Wanted { stage, revision, slug, params, inputs, files, parts, cost, network } = wanted;
+        let Wanted { stage, revision, slug, params, inputs, files, parts, cost, load } = wanted;
         let params = sorted(&params);
         let identity = json!([stage, revision, params, inputs]).to_string();
         let hash: String =
@@ -115,7 +127,7 @@ impl Jobs {
             None => {
                 self.identities.insert(address.clone(), (self.jobs.len(), identity));
                 let address = address.clone();
-                self.jobs.push(Job { stage, address, params, inputs, files, parts, cost, network });
+                self.jobs.push(Job { stage, address, params, inputs, files, parts, cost, load });
             }
         }
         Ok(address)
@@ -179,7 +191,7 @@ mod tests {
             files: vec![],
             parts: 1,
             cost: Cost::default(),
-            network: None,
+            load: None,
         }
     }
 

@@ -2,15 +2,22 @@
 //!
 //! A pipeline file ([`file`]) names its images and weights ([`sources`]); its cells ([`cells`]) become jobs with
 //! addresses ([`jobs`]), and all jobs of all files become one set of Make rules ([`make`]). What they cost ([`costs`]) is in
-//! evaluations, and at the recorded rates of a machine ([`rates`]) in hours.
+//! evaluations, and in time: by what this machine was measured to do ([`calibration`], [`estimate`]), and at the recorded rates
+//! of others ([`rates`]).
 
+pub mod calibration;
 pub mod cells;
 pub mod check;
 pub mod costs;
+pub mod estimate;
+pub mod fetches;
 pub mod figures;
 pub mod file;
+pub mod folders;
 pub mod jobs;
+mod load;
 pub mod make;
+pub mod programs;
 pub mod rates;
 pub mod sources;
 
@@ -19,9 +26,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use calibration::Calibration;
 pub use costs::Bill;
+pub use estimate::Estimates;
 pub use file::{Kind, Pipeline, Scale};
 pub use jobs::{Cost, Job, Jobs};
+pub use load::Load;
 pub use rates::{Net, Rates};
 pub use sources::Sources;
 use stage_report::Figure;
@@ -82,6 +92,9 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// This machine's speed cannot be measured.
+    #[error("{0}")]
+    Calibration(String),
     /// No such pipeline.
     #[error("{0}")]
     Pipeline(String),

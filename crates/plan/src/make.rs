@@ -9,21 +9,21 @@ use std::{
 use stage::Stage;
 use stage_report::Report as ReportStage;
 
-use crate::{Error, Job, Options, Plan, Result, Work, jobs::sorted};
+use crate::{Error, Job, Options, Plan, Result, Work, fetches, folders, jobs::sorted};
 
 /// Characters that Make or a shell would not take literally.
 const SPECIAL: &str = " \t\n$#:%\\*?[]~'\"`;&|<>()!=";
 
 /// How the stages are called: Make's variables in the fragment, their defaults in a list.
 #[derive(Clone, Copy, Debug)]
-struct Words {
+pub(crate) struct Words {
     run: &'static str,
-    bin: &'static str,
+    pub(crate) bin: &'static str,
     device: &'static str,
 }
 
-const MAKE: Words = Words { run: "$(RUN) ", bin: "$(BIN)/", device: "$(DEVICE)" };
-const SHELL: Words = Words { run: "", bin: "${BIN:-target/release}/", device: "${DEVICE:-auto}" };
+pub(crate) const MAKE: Words = Words { run: "$(RUN) ", bin: "$(BIN)/", device: "$(DEVICE)" };
+pub(crate) const SHELL: Words = Words { run: "", bin: "${BIN:-target/release}/", device: "${DEVICE:-auto}" };
 
 /// The files of a plan: parameters of every job and report, and the Make fragment, by path.
 ///
@@ -62,8 +62,7 @@ pub fn fragment(plan: &Plan, options: &Options) -> Result<String> {
         match &report.work {
             Ok(work) => text.push_str(&report_rule(plan, name, work, options)),
             Err(reason) => {
-                let reason = reason.replace('\'', "").replace('$', "$$").replace('\n', " ");
-                writeln!(text, "{name}:\n\t@echo '{name}: {reason}' >&2; exit 1").expect("as above");
+                writeln!(text, "{name}:\n\t@echo '{name}: {}' >&2; exit 1", said(reason)).expect("as above");
             }
         }
     }
@@ -71,6 +70,7 @@ pub fn fragment(plan: &Plan, options: &Options) -> Result<String> {
         text.push('\n');
         text.push_str(&job_rules(plan, job, options)?);
     }
+    text.push_str(&fetches::rules(plan.jobs.all(), &hub::Cache::from_env()));
     Ok(text)
 }
 
@@ -86,14 +86,26 @@ fn report_rule(plan: &Plan, name: &str, work: &Work, options: &Options) -> Strin
 fn job_rules(plan: &Plan, job: &Job, options: &Options) -> Result<String> {
     let params = parameters(job, options);
     let mut sources = outputs(plan, &job.inputs);
-    for file in &job.files {
+    let is_folder = folders::reads_one(job);
+    for file in job.files.iter().filter(|_| !is_folder) {
         sources.push(plain(file)?.to_owned());
     }
     let sources = sources.join(" ");
+    let fetched = fetches::missing(job, &hub::Cache::from_env());
+    let fetched: String = fetched.iter().map(|file| format!("{} ", fetches::receipt(file))).collect();
     let mut text = String::new();
     for (shard, out) in job.outputs().iter().enumerate() {
         let command = command(MAKE, plan, job, shard, options)?;
-        writeln!(text, "{out}: {sources} | {params} build\n\t{command}").expect("a string takes all");
+        if let Some(reason) = folders::stale(job, Path::new(out)) {
+            let reason = said(&reason);
+            writeln!(
+                text,
+                ".PHONY: changed\n{out}: changed | {params} build\n\t@echo '{out}: made again: {reason}'\n\t{command}"
+            )
+            .expect("a string takes all");
+            continue;
+        }
+        writeln!(text, "{out}: {sources} | {params} {fetched}build\n\t{command}").expect("a string takes all");
     }
     Ok(text)
 }
@@ -125,7 +137,7 @@ fn report_command(words: Words, plan: &Plan, name: &str, work: &Work, options: &
     format!("{}{} --params {params} --out {out} {inputs}", words.bin, ReportStage::NAME)
 }
 
-/// The commands of one pipeline, one per line; a blank line wherever all above must end before any below starts.
+/// The commands of one pipeline, one per line, those that fetch files of the hub first; a blank line wherever all above must end before any below starts.
 ///
 /// # Errors
 /// If there is no such pipeline, or this machine lacks what it needs.
@@ -133,7 +145,9 @@ pub fn list(plan: &Plan, name: &str, options: &Options) -> Result<String> {
     let work = plan.report(name)?;
     let mut layers: Vec<Vec<String>> = Vec::new();
     let mut depths: BTreeMap<&str, usize> = BTreeMap::new();
-    for job in plan.jobs.closure(&work.inputs) {
+    let jobs = plan.jobs.closure(&work.inputs);
+    let fetches = fetches::commands(&jobs);
+    for job in jobs {
         let depth = job.inputs.iter().map(|input| depths[input.as_str()] + 1).max().unwrap_or(0);
         depths.insert(&job.address, depth);
         layers.resize(layers.len().max(depth + 1), Vec::new());
@@ -142,11 +156,14 @@ pub fn list(plan: &Plan, name: &str, options: &Options) -> Result<String> {
         }
     }
     layers.push(vec![report_command(SHELL, plan, name, work, options)]);
+    if !fetches.is_empty() {
+        layers.insert(0, fetches);
+    }
     let layers: Vec<String> = layers.iter().map(|commands| commands.join("\n")).collect();
     Ok(layers.join("\n\n") + "\n")
 }
 
-/// What below `data/` no plan that was written there names any more: whole artifacts, and parts of another sharding.
+/// What below `data/` no plan that was written there names any more: whole artifacts, parts of another sharding, receipts.
 ///
 /// # Errors
 /// If a folder cannot be read.
@@ -177,6 +194,7 @@ pub fn garbage(root: &Path) -> Result<Vec<PathBuf>> {
             }));
         }
     }
+    garbage.extend(entries(&root.join("data/fetch"))?.into_iter().filter(|path| !named.contains(&name(path))));
     for scale in entries(&root.join("data/plan"))?.into_iter().filter(|path| path.is_dir()) {
         let parameters = entries(&scale)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json"));
         garbage.extend(parameters.filter(|path| !named.contains(&name(path))));
@@ -217,6 +235,11 @@ fn pretty(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
 
+/// A sentence in the quotes of a shell in a recipe.
+fn said(text: &str) -> String {
+    text.replace('\'', "").replace('$', "$$").replace(['\n', '\r'], " ")
+}
+
 /// The path as text, if Make and a shell take it literally.
 fn plain(path: &Path) -> Result<&str> {
     let text = path.to_str().filter(|text| !text.is_empty() && !text.contains(|c| SPECIAL.contains(c)));
@@ -245,9 +268,10 @@ mod tests {
         };
         write(
             "data/plan/demo/plan.mk",
-            "data/attack/a--1/part-0-of-1.parquet: data/finetune/n--1/part-0-of-1.parquet | data/plan/demo/attack--a--1.json build\n",
+            "data/attack/a--1/part-0-of-1.parquet: data/finetune/n--1/part-0-of-1.parquet | data/plan/demo/attack--a--1.json build\n# data/fetch/f--1.json: in the cache\n",
         );
         for kept in [
+            "fetch/f--1.json",
             "attack/a--1/part-0-of-1.parquet",
             "attack/a--1/part-0-of-1.timing.parquet",
             "finetune/n--1/epoch-001.safetensors",
@@ -265,7 +289,8 @@ mod tests {
             write(&format!("data/{gone}"), "");
         }
         write("data/sample/old--1/part-0-of-1.parquet", "");
-        let expected = [&gone[..2], &["sample/old--1"], &gone[2..]].concat();
+        write("data/fetch/old--1.json", "");
+        let expected = [&gone[..2], &["sample/old--1", "fetch/old--1.json"], &gone[2..]].concat();
         let expected: Vec<PathBuf> = expected.iter().map(|path| root.path().join("data").join(path)).collect();
         let mut found = garbage(root.path()).unwrap();
         found.sort_by_key(|path| expected.iter().position(|e| e == path));

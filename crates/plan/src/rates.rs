@@ -7,6 +7,7 @@ use std::{fmt, path::PathBuf};
 use nets::{Graph, Op, Spec};
 use serde::Deserialize;
 use serde_json::json;
+use trained::Model;
 
 use crate::{Error, Result};
 
@@ -15,8 +16,8 @@ use crate::{Error, Result};
 pub struct Net {
     /// Family and depth, as `resnet-50`.
     pub name: String,
-    /// The architecture.
-    pub spec: Spec,
+    /// The network itself.
+    pub model: Model,
     /// Rows and columns of an image, where they are known.
     pub side: Option<u32>,
 }
@@ -27,13 +28,25 @@ impl Net {
     pub fn new(spec: &Spec, side: Option<u32>) -> Self {
         let table = json!(spec);
         let depth = table["depth"].as_u64().map(|depth| format!("-{depth}")).unwrap_or_default();
-        let name = format!("{}{depth}", table["name"].as_str().unwrap_or_default());
-        Self { name, spec: spec.clone(), side }
+        let variant = table["variant"].as_u64().map(|variant| variant.to_string()).unwrap_or_default();
+        let name = format!("{}{depth}{variant}", table["name"].as_str().unwrap_or_default());
+        Self { name, model: Model::Graph(spec.clone()), side }
+    }
+
+    /// A network of whatever kind.
+    #[must_use]
+    pub fn of(model: &Model, side: Option<u32>) -> Self {
+        match model {
+            Model::Graph(spec) => Self::new(spec, side),
+            Model::Candle(_) | Model::Program(_) => Self { name: model.slug(), model: model.clone(), side },
+        }
     }
 
     /// The network that a recorded table calls so.
     fn named(name: &str, side: u32) -> Option<Self> {
+        let lite = name.strip_prefix("efficientnet-lite").and_then(|variant| variant.parse::<usize>().ok());
         let spec = match family(name) {
+            _ if lite.is_some() => json!({"name": "efficientnet-lite", "variant": lite}),
             family if family == name => json!({"name": name}),
             family => {
                 let depth = name[family.len() + 1..].parse::<u32>().ok()?;
@@ -44,13 +57,19 @@ impl Net {
                 }
             }
         };
-        Some(Self { name: name.to_owned(), spec: serde_json::from_value(spec).ok()?, side: Some(side) })
+        Some(Self { name: name.to_owned(), model: serde_json::from_value(spec).ok()?, side: Some(side) })
     }
 
-    /// Multiply-adds of the convolutions and linear layers for one image, forward; none where its size is not known.
+    /// Multiply-adds of the convolutions and linear layers (and of attention) for one image, forward; none where its size is
+    /// not known, and of a program.
     #[must_use]
     pub fn multiplications(&self) -> Option<u64> {
-        self.side.zip(self.spec.graph().ok()).map(|(side, graph)| multiplications(&graph, side as usize) as u64)
+        let side = self.side? as usize;
+        match &self.model {
+            Model::Graph(spec) => Some(multiplications(&spec.graph().ok()?, side) as u64),
+            Model::Candle(spec) => Some(spec.multiplications(side)),
+            Model::Program(_) => None,
+        }
     }
 }
 
@@ -77,9 +96,9 @@ fn multiplications(graph: &Graph, side: usize) -> usize {
         let [rows, columns] = node.inputs.first().map_or([side, side], |&input| planes[input]);
         planes.push(match &node.op {
             Op::Conv(conv) => {
-                let [height, width] = conv.kernel;
-                let rows = places(rows + conv.padding.top + conv.padding.bottom, height, conv.stride);
-                let columns = places(columns + conv.padding.left + conv.padding.right, width, conv.stride);
+                let ([height, width], padding) = (conv.kernel, conv.padding([rows, columns]));
+                let rows = places(rows + padding.top + padding.bottom, height, conv.stride);
+                let columns = places(columns + padding.left + padding.right, width, conv.stride);
                 sum += rows * columns * conv.outputs * (conv.inputs / conv.groups) * height * width;
                 [rows, columns]
             }
@@ -88,6 +107,7 @@ fn multiplications(graph: &Graph, side: usize) -> usize {
             }
             Op::Subsample { stride, .. } => [rows, columns].map(|size| size.div_ceil(*stride)),
             Op::GlobalAveragePool => [1, 1],
+            Op::AdaptiveAveragePool { side } => [*side, *side],
             Op::Linear { inputs, outputs, .. } => {
                 sum += inputs * outputs;
                 [1, 1]
@@ -273,12 +293,25 @@ mod tests {
             ("resnet-50", 224, 4.09e9),
             ("mobilenet-v2", 224, 0.30e9),
             ("inception-v3", 299, 5.71e9),
+            ("densenet-121", 224, 2.83e9),
+            ("vgg-11", 224, 7.61e9),
             ("cifar-resnet-20", 32, 40_551_040.0),
         ] {
             let count = Net::named(name, side).unwrap().multiplications().unwrap() as f64;
             assert!((count / published - 1.0).abs() < 0.01, "{name}: {count}");
         }
+        // Google's table of EfficientNet-Lite counts some additions too.
+        for (name, side, published) in
+            [("efficientnet-lite0", 224, 407e6), ("efficientnet-lite1", 240, 631e6), ("efficientnet-lite2", 260, 899e6)]
+        {
+            let count = Net::named(name, side).unwrap().multiplications().unwrap() as f64;
+            assert!((0.93..=1.0).contains(&(count / published)), "{name}: {count}");
+        }
         assert_eq!(Net { side: None, ..Net::named("resnet-18", 32).unwrap() }.multiplications(), None);
+        let model = serde_json::from_str(r#"{"name": "candle", "architecture": "deit-small-patch16-224"}"#).unwrap();
+        let net = Net::of(&model, Some(224));
+        assert_eq!(net.to_string(), "deit-small-patch16-224 at 224x224");
+        assert!((net.multiplications().unwrap() as f64 / 4.61e9 - 1.0).abs() < 0.01, "Touvron et al. 2021");
     }
 
     fn row(work: &str, model: &str, input: &str, threads: u32, rate: f64, machine: &str) -> serde_json::Value {

@@ -60,6 +60,19 @@ pub struct Weights {
     pub classes: Option<Value>,
     /// Initial weights as the stage `finetune` takes them.
     pub from: Vec<Table>,
+    /// How many images of a source the network is known to get right: `make check-source` holds it to that.
+    #[serde(default)]
+    pub expect: Vec<Expect>,
+}
+
+/// What is known of a network.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// The name of a source of images.
+    pub images: String,
+    /// The share that it gets right, in `[0, 1]`.
+    pub accuracy: f64,
 }
 
 /// A place that this machine has.

@@ -3,6 +3,7 @@
 //! An image's rows depend on the parameters, the network and the image alone: its keys derive from its id, and neither
 //! the images beside it in a batch nor the shard that holds it matter.
 
+pub mod calibrate;
 mod cell;
 mod detect;
 mod metered;
@@ -34,28 +35,35 @@ impl Stage for Attack {
     fn run(params: &Params, ctx: &Context, out: &mut Writer<AttackRow>) -> anyhow::Result<()> {
         params.check().map_err(Usage)?;
         let trained = Trained::open(params.epoch, params.inside.as_ref(), params.precision, ctx)?;
-        // The first image tells the size, and with it how many make a batch.
-        let Some(first) = images::chunks(ctx, ctx.shard, params.limit, 1)?.next().transpose()? else {
-            ctx.announce("no image of the sample belongs to this part");
-            return Ok(());
-        };
-        fits(params, &trained, &first)?;
-        let mut batch = trained.batch(&first)?;
-        let images = images::count(ctx, ctx.shard, params.limit)?;
-        let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
-        let detector = Fitted::open(params, &trained, ctx)?;
-        let cell = Cell { params, ctx, trained: &trained, detector: detector.as_ref(), guides: guides.as_ref() };
-        cell.announce(images);
-        let progress = ctx.progress(cell.evaluations(images), "evaluations");
-        for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
-            let images = images?;
-            let attack = |part, batch| cell.attack(&images.part(part), batch, &progress);
-            out.push(&trained::in_parts(images.len(), &mut batch, attack)?)?;
-        }
-        drop(progress);
-        cell.report();
-        Ok(())
+        let mut programs = trained.programs.clone();
+        programs.start(&params.defense, ctx)?;
+        programs.record(out.provenance_mut());
+        run(params, &trained, ctx, out).map_err(|error| programs.blame(error))
     }
+}
+
+fn run(params: &Params, trained: &Trained, ctx: &Context, out: &mut Writer<AttackRow>) -> anyhow::Result<()> {
+    // The first image tells the size, and with it how many make a batch.
+    let Some(first) = images::chunks(ctx, ctx.shard, params.limit, 1)?.next().transpose()? else {
+        ctx.announce("no image of the sample belongs to this part");
+        return Ok(());
+    };
+    fits(params, trained, &first)?;
+    let mut batch = trained.batch(&first)?;
+    let images = images::count(ctx, ctx.shard, params.limit)?;
+    let guides = params.attack.build().needs_guides().then(|| guides(ctx)).transpose()?;
+    let detector = Fitted::open(params, trained, ctx)?;
+    let cell = Cell { params, ctx, trained, detector: detector.as_ref(), guides: guides.as_ref() };
+    cell.announce(images);
+    let progress = ctx.progress(cell.evaluations(images), "evaluations");
+    for images in images::chunks(ctx, ctx.shard, params.limit, batch)? {
+        let images = images?;
+        let attack = |part, batch| cell.attack(&images.part(part), batch, &progress);
+        out.push(&trained::in_parts(images.len(), &mut batch, attack)?)?;
+    }
+    drop(progress);
+    cell.report();
+    Ok(())
 }
 
 /// The first image of each class of the whole sample, in the sample's order: the same for every shard.
@@ -82,5 +90,9 @@ fn fits(params: &Params, trained: &Trained, images: &Images) -> anyhow::Result<(
     if let Some(class) = params.goal.target().filter(|&class| class as usize >= classes) {
         return Err(Usage(format!("goal.class: the network has classes 0 to {}, and no {class}", classes - 1)).into());
     }
+    params
+        .attack
+        .check_size(images.pixels.len() / images.len().max(1))
+        .map_err(|fault| Usage(format!("attack: {fault}")))?;
     Ok(trained.fits(images)?)
 }

@@ -274,6 +274,18 @@ fn an_undefended_vote_is_cast_once_and_recorded_in_full() {
 }
 
 #[test]
+fn budgets_above_1_are_whole_in_l2_and_noise_of_1_is_no_mistake() {
+    let bench = Bench::new();
+    let mut params = with(with(pgd(&[1]), "/attack/norm", json!("l2")), "/attack/eps", json!(8));
+    params = with(params, "/defense/sigma", json!(1));
+    assert_eq!(bench.attack("l2", &params, &[]).len(), IMAGES as usize);
+    // A plain number and a fraction are one number.
+    let written = with(params.clone(), "/defense/sigma", json!("255/255"));
+    let votes = |rows: Vec<AttackRow>| rows.into_iter().map(|row| row.votes).collect::<Vec<_>>();
+    assert_eq!(votes(bench.attack("plain", &params, &[])), votes(bench.attack("written", &written, &[])));
+}
+
+#[test]
 fn bad_input_gives_one_line_and_the_right_code() {
     let bench = Bench::new();
     let out = bench.out("a");
@@ -288,6 +300,21 @@ fn bad_input_gives_one_line_and_the_right_code() {
     refuse("/goal", json!({"name": "targetted", "class": 3}), &["goal", "targetted", "targeted"]);
     refuse("/attack", json!({"name": "pdg"}), &["attack", "pdg", "pgd"]);
     refuse("/defense", json!({"name": "gaussian-noise", "sigma": -1}), &["defense", "sigma"]);
+    for (pointer, value, words) in [
+        ("/attack/eps", json!(8), ["attack: pgd: eps = 8 must be at most 1", "\"8/255\""]),
+        ("/attack/step_size", json!(2), ["attack: pgd: step_size = 2 must be at most 1", "\"2/255\""]),
+        ("/attack", json!({"name": "uniform-noise", "eps": 16}), ["attack: uniform-noise: eps = 16", "\"16/255\""]),
+        ("/defense/sigma", json!(25), ["defense: gaussian-noise: sigma = 25 must be at most 2", "\"25/255\""]),
+    ] {
+        refuse(pointer, value, &words);
+    }
+    // In l2 nothing is further away than the diagonal of the images, 16 x 16 pixels of 3 channels.
+    let l2 = |eps: f64| with(with(pgd(&[1]), "/attack/norm", json!("l2")), "/attack/eps", json!(eps));
+    failed(
+        &attempt(&l2(128.0), &[network, sample]),
+        2,
+        &["attack: pgd: eps = 128 must be at most 27.7", "\"128/255\""],
+    );
     refuse("/protocol", json!("paper-text"), &["unknown field `protocol`"]);
     refuse("/vote", json!({}), &["vote"]);
     refuse("/inside", json!({"name": "activation-pruning", "samples": 0}), &["inside", "samples"]);

@@ -5,13 +5,14 @@ use stage::{
     Epoch,
     classes::{self, Classes},
 };
+use trained::Model;
 
 /// Parameters of the stage `finetune`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The architecture.
-    pub model: nets::Spec,
+    /// The network.
+    pub model: Model,
     /// The weights to start from.
     pub init: Init,
     /// The classes of these weights, in order of their logits, where they are known.
@@ -38,13 +39,19 @@ pub struct Params {
 pub enum Init {
     /// Drawn from the seed.
     Fresh {},
-    /// A local file: safetensors, or a torch checkpoint (`.pth`, `.pt`, `.tar`), read without executing code.
+    /// A program's own: it brings them with it, and the table has none.
+    Own {},
+    /// A local file: safetensors, or a torch checkpoint of any layout, read without executing code.
     File {
         /// Absolute, or below the data root.
         path: String,
         /// SHA-256 in hexadecimal that the file must have.
         #[serde(default)]
         sha256: Option<String>,
+        /// What stands before the names of the network's tensors in the file, as `state_dict_ema` or `student`; `""` for
+        /// nothing. Needed where the file holds several networks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
         /// Whether the last layer starts fresh, as for other classes than those of the weights.
         #[serde(default)]
         new_head: bool,
@@ -60,6 +67,10 @@ pub enum Init {
         /// SHA-256 in hexadecimal that the file must have.
         #[serde(default)]
         sha256: Option<String>,
+        /// What stands before the names of the network's tensors in the file, as `state_dict_ema` or `student`; `""` for
+        /// nothing. Needed where the file holds several networks.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
         /// Whether the last layer starts fresh, as for other classes than those of the weights.
         #[serde(default)]
         new_head: bool,
@@ -72,6 +83,21 @@ pub enum Init {
         #[serde(default)]
         new_head: bool,
     },
+}
+
+impl Init {
+    /// The file of the hub that it names, if it names one.
+    #[must_use]
+    pub fn hub_file(&self) -> Option<hub::File> {
+        let Self::Hub { repo, revision, file, sha256, .. } = self else { return None };
+        Some(hub::File {
+            kind: hub::Kind::Model,
+            repo: repo.clone(),
+            revision: revision.clone(),
+            path: file.clone(),
+            sha256: sha256.clone(),
+        })
+    }
 }
 
 /// The training recipe; the defaults are those of the paper's fine-tuning (appendix D.2 and the authors' code).
@@ -158,7 +184,23 @@ impl Params {
         {
             return Err(format!("init.sha256: `{digest}` is no SHA-256; write 64 hexadecimal digits"));
         }
-        self.model.graph().map_err(|fault| format!("model: {fault}"))?;
+        self.model.check().map_err(|fault| format!("model: {fault}"))?;
+        match (self.model.program(), &self.init) {
+            (Some(_), Init::Own {}) if self.training.is_some() => {
+                return Err("training: a program brings its own weights; leave `training` out".to_owned());
+            }
+            (Some(_), Init::Own {}) => {}
+            (Some(_), _) => return Err("init: a program brings its own weights: init = { name = \"own\" }".to_owned()),
+            (None, Init::Own {}) => {
+                return Err(
+                    "init: only a program brings its own weights; take fresh, file, hub or finetuned".to_owned()
+                );
+            }
+            (None, _) => {}
+        }
+        if let Some(spec) = self.model.candle() {
+            self.check_candle(spec)?;
+        }
         self.check_classes()?;
         if let Some(defense) = &self.defense {
             defense.check().map_err(|fault| format!("defense: {fault}"))?;
@@ -174,6 +216,23 @@ impl Params {
 }
 
 impl Params {
+    /// A network of candle's library is imported as it is.
+    fn check_candle(&self, spec: &zoo::Spec) -> Result<(), String> {
+        let name = &spec.architecture;
+        if self.training.is_some() {
+            let text = "is attacked as it is imported, and not trained here; leave `training` out";
+            return Err(format!("training: `{name}` {text}, or take an architecture of our own, as `resnet`"));
+        }
+        match self.init {
+            Init::File { new_head: true, .. }
+            | Init::Hub { new_head: true, .. }
+            | Init::Finetuned { new_head: true, .. } => Err(format!(
+                "init.new_head: `{name}` is not trained here, and a fresh last layer knows nothing; leave it out"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The classes of the network, where they are known.
     #[must_use]
     pub fn named(&self) -> Option<Vec<String>> {
@@ -202,15 +261,18 @@ impl Params {
             return Err("keep_classes: name the classes of the weights in `classes` too".to_owned());
         }
         let new_head = match self.init {
-            Init::Fresh {} => true,
+            Init::Fresh {} | Init::Own {} => true,
             Init::File { new_head, .. } | Init::Hub { new_head, .. } | Init::Finetuned { new_head, .. } => new_head,
         };
         if new_head {
             let text = "a fresh last layer has the classes of the images it is trained on; leave `classes` and `keep_classes` out";
             return Err(format!("classes: {text}"));
         }
-        if named.len() != self.model.classes() {
-            let (named, model) = (named.len(), self.model.classes());
+        if self.keep_classes.is_some() && !matches!(self.model, Model::Graph(_)) {
+            return Err("keep_classes: only of a network of our own; leave it out".to_owned());
+        }
+        if let Some(model) = self.model.classes().filter(|&model| model != named.len()) {
+            let named = named.len();
             return Err(format!("model.classes: {named} classes are named and the network has {model}"));
         }
         self.rows().map(drop)

@@ -4,7 +4,7 @@ use std::{path::Path, time::Instant};
 
 use artifact::FinetuneRow;
 use candle_core::Tensor;
-use game::{Classifier as _, Key};
+use game::{Classifier, Key};
 use nets::{
     AdamW, Graph, Network, Trainee, Weights,
     train::{Query, Settings},
@@ -195,9 +195,9 @@ impl Run<'_> {
         }
         let start = Instant::now();
         let defended = self.training.defend_validation;
-        let right = evaluate(self.ctx, self.graph, weights, &self.data, positions, |batch| {
-            self.data.validation(epoch, batch, defended)
-        })?;
+        let network = Network::new(self.graph, weights, &self.ctx.device)?;
+        let right =
+            evaluate(self.ctx, &network, &self.data, positions, |batch| self.data.validation(epoch, batch, defended))?;
         self.ctx.time("validation_images", positions.len() as u64, start.elapsed().as_secs_f64());
         Ok(Some(right))
     }
@@ -222,13 +222,11 @@ impl Run<'_> {
 /// Counts right answers of a frozen network on the images at `positions`, as `batch` makes them.
 pub(crate) fn evaluate(
     ctx: &Context,
-    graph: &Graph,
-    weights: &Weights,
+    network: &dyn Classifier,
     data: &Data<'_>,
     positions: &[usize],
     batch: impl Fn(&[usize]) -> candle_core::Result<(Tensor, Vec<u32>)>,
 ) -> anyhow::Result<u32> {
-    let network = Network::new(graph, weights, &ctx.device)?;
     let (height, width) = data.augment.size(data.images.height, data.images.width);
     let mut right = 0;
     for positions in positions.chunks(trained::batch_of(height * width)) {

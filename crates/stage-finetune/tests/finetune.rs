@@ -301,6 +301,30 @@ fn bad_input_gives_one_line_and_the_right_code() {
     let sample: &Path = &bench.sample;
     let train = |pointer: &str, value: Value| try_with(&with(training(1), pointer, value), &[], &[sample]);
     failed(&train("/model/depth", json!(9)), 2, &["model", "6 n + 2"]);
+    let statistic = |name: &str, value: Value| {
+        let mut model = model();
+        model[name] = value;
+        train("/model", model)
+    };
+    failed(
+        &statistic("mean", json!([123.675, 116.28, 103.53])),
+        2,
+        &["model", "`mean` is [123.675, 116.28, 103.53]", "\"123.675/255\""],
+    );
+    for (std, word) in [(json!([58.4, 57.1, 57.4]), "\"58.4/255\""), (json!([0.2, -0.2, 0.2]), "[0, 1]")] {
+        failed(&statistic("std", std), 2, &["model", "`std` is", word]);
+    }
+    failed(&statistic("std", json!([0.2, 0, 0.2])), 2, &["model", "`std`", "above 0"]);
+    failed(&statistic("std", json!([0.2, null, 0.2])), 2, &["model", "null"]);
+    let adversarial = |attack: Value| {
+        let mut params = training(1);
+        params["training"]["adversarial"] = attack;
+        try_with(&params, &[], &[sample])
+    };
+    let attack = json!({"name": "pgd", "norm": "l2", "eps": 100, "step_size": 1, "steps": [1]});
+    failed(&adversarial(attack), 2, &["training.adversarial: pgd: eps = 100", "27.7"]);
+    let attack = json!({"name": "pgd", "eps": 8, "steps": [1]});
+    failed(&adversarial(attack), 2, &["training.adversarial: pgd: eps = 8", "\"8/255\""]);
     failed(&train("/training/batch", json!(100)), 2, &["training.batch", "48"]);
     failed(&train("/training/validation", json!(0.0)), 2, &["training.keep", "validation"]);
     failed(&train("/training/augment", json!({"flap": true})), 2, &["training.augment", "flap", "flip"]);
@@ -335,6 +359,24 @@ fn bad_input_gives_one_line_and_the_right_code() {
     let elsewhere = with(training(1), "/init", json!({"name": "finetuned", "epoch": 5}));
     failed(&try_with(&elsewhere, &[], &[&base, sample]), 3, &["`5`", "0 to 1"]);
     assert!(!out.exists());
+
+    // Two networks in one file, one of which is chosen.
+    let graph = serde_json::from_value::<nets::Spec>(model()).unwrap().graph().unwrap();
+    let [one, other] = [1, 2].map(|seed| weights::initialise(&graph, game::Key::root(seed)).unwrap());
+    let under = |prefix: &'static str, weights: &nets::Weights| {
+        weights.clone().into_iter().map(move |(name, tensor)| (format!("{prefix}.{name}"), tensor))
+    };
+    let file = bench.folder.path().join("two.safetensors");
+    weights::save(&file, &under("student", &one).chain(under("teacher", &other)).collect(), &Default::default())
+        .unwrap();
+    failed(&try_with(&import(&file), &[], &[]), 3, &["two.safetensors", "`key = \"student\"`", "`key = \"teacher\"`"]);
+    let mut chosen = import(&file);
+    chosen["init"]["key"] = json!("teacher");
+    let teacher = bench.out("teacher");
+    done(&run(BINARY, &chosen, &teacher, &[], &[]));
+    let stored = weights::load(&teacher.with_file_name("epoch-000.safetensors")).unwrap();
+    let bits = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(stored.iter().all(|(name, tensor)| bits(tensor) == bits(&other[name])));
 
     // NaN weights.
     let network: nets::Spec = serde_json::from_value(model()).unwrap();

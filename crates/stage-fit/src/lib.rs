@@ -46,7 +46,8 @@ impl Stage for Fit {
         trained.fits(&first)?;
         let Detector::Odds(odds) = &params.detector;
         let fit = Job { params, odds, trained: &trained, batch: trained.batch(&first)? };
-        let statistics = fit.run(ctx)?;
+        trained.programs.record(out.provenance_mut());
+        let statistics = fit.run(ctx).map_err(|error| trained.programs.blame(error))?;
         let untested = statistics.untestable();
         if !untested.is_empty() {
             let text = "will never be flagged: fewer than";

@@ -99,7 +99,8 @@ impl Store {
         after.rows.iter().map(join).collect()
     }
 
-    /// The images that do not satisfy a cell's objective before the attack: those that its success rate counts.
+    /// The images that do not satisfy a cell's objective before the attack, and are not of its target's class: those that its
+    /// success rate counts.
     pub(crate) fn counted(&self, cell: &Cell, rule: &Rule) -> Result<BTreeSet<u32>, Unfit> {
         let none = self.companion(&cell.none, "none", &cell.attack)?;
         let before = View::new(none, &cell.none, "before", None)?;
@@ -107,8 +108,9 @@ impl Store {
         after.same_images(&before)?;
         let mut counted = BTreeSet::new();
         for (&id, row) in &before.rows {
-            if !decide(row, after.rows[&id].target, rule, before.draws).map_err(|why| before.refuse(id, &why))?.reached
-            {
+            let target = after.rows[&id].target;
+            let is_own = target.is_some_and(|target| target == row.label);
+            if !is_own && !decide(row, target, rule, before.draws).map_err(|why| before.refuse(id, &why))?.reached {
                 counted.insert(id);
             }
         }

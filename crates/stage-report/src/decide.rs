@@ -39,7 +39,8 @@ pub(crate) fn decide(row: &AttackRow, target: Option<u32>, rule: &Rule, asked: u
     let votes = &row.votes[..row.votes.len().min(n as usize)];
     let full = votes.len() == n as usize;
     let right = |class: u16| u32::from(class) == row.label;
-    let reach = |class: u16| target.map_or(!right(class), |target| u32::from(class) == target);
+    // What sends an image to its own class has done nothing to it.
+    let reach = |class: u16| !right(class) && target.is_none_or(|target| u32::from(class) == target);
     if !full && (row.flags.is_some() || rule.name != RuleName::Majority) {
         return Err(unsettled(votes, n));
     }
@@ -130,6 +131,16 @@ mod tests {
         assert_eq!(answer(&[2, 1, 1, 2], None, &majority(Some(1)), 4), Ok((false, true)));
         assert_eq!(answer(&[2, 1, 1, 2], Some(3), &majority(Some(1)), 4), Ok((false, false)));
         assert_eq!(answer(&[3, 3, 1], Some(3), &majority(None), 3), Ok((false, true)));
+    }
+
+    #[test]
+    fn an_image_of_the_targets_class_is_never_a_success() {
+        for name in [RuleName::Majority, RuleName::Any, RuleName::All] {
+            assert_eq!(answer(&[1, 1, 1], Some(1), &rule(name, None), 3), Ok((true, false)), "right");
+            assert_eq!(answer(&[2, 2, 2], Some(1), &rule(name, None), 3), Ok((false, false)), "wrong, and no target");
+        }
+        let draws = decide(&row(0, 1, "after", &[1, 1, 2]), Some(1), &Rule::default(), 3).unwrap().draws;
+        assert_eq!(draws, Some((0, 3)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod grid;
 mod line;
 mod outcome;
 mod params;
+mod programs;
 mod sheet;
 mod splice;
 mod theory;
@@ -41,7 +42,7 @@ pub struct Report;
 
 impl Stage for Report {
     const NAME: &'static str = "report";
-    const REVISION: u32 = 3;
+    const REVISION: u32 = 4;
     const ABOUT: &'static str =
         "Tables and figures from artifacts: Markdown, CSV, JSON, LaTeX, SVG and PNG beside the tidy Parquet";
     type Params = Params;
@@ -84,6 +85,7 @@ impl Files {
 
     fn attacks(params: &Params, ctx: &Context) -> Result<Self> {
         let store = data::Store::read(ctx)?;
+        let params = &Params { notes: [params.notes.clone(), programs::notes(&ctx.inputs)].concat(), ..params.clone() };
         let lines = line::lines(params, &store)?;
         let document = document::Document::new(params, &lines)?;
         let figures = figures::draw(params, &store, &lines)?;

@@ -22,6 +22,8 @@ pub(crate) struct Outcome {
     pub id: u32,
     before: Decision,
     after: [Decision; 3],
+    /// Whether the target is the image's own class: no success counts it.
+    is_own: bool,
     /// Draws before the attack that are answered as the image without the defense, and all that are compared; none where
     /// nobody asked without the defense.
     alike: Option<(u64, u64)>,
@@ -52,6 +54,7 @@ impl Outcome {
             id: row.id,
             before,
             after,
+            is_own: matches!(row.target, Some(target) if target == row.label),
             alike,
             forward: row.forward_queries,
             backward: row.backward_queries,
@@ -65,14 +68,17 @@ impl Outcome {
         let (before, after) = (self.before, self.after[after as usize]);
         match quantity {
             Quantity::BenignAccuracy => Some(before.correct),
-            Quantity::AttackSuccessRate | Quantity::CommonAttackSuccessRate => {
-                (!before.reached).then_some(after.reached)
-            }
+            Quantity::AttackSuccessRate | Quantity::CommonAttackSuccessRate => self.counts().then_some(after.reached),
             Quantity::AttackedError => Some(after.reached),
             Quantity::AttackedAccuracy => Some(after.correct || after.flagged),
             Quantity::RobustAccuracy => Some(before.correct && (after.correct || after.flagged)),
             Quantity::SoftAttackSuccessRate | Quantity::InvarianceRate => None,
         }
+    }
+
+    /// Whether the adversary had something to win here: an objective that was not satisfied, and not the image's own class.
+    const fn counts(&self) -> bool {
+        !self.before.reached && !self.is_own
     }
 
     /// Whether the attack did what the best parameters are chosen by: it turned an image or, where all images are
@@ -112,9 +118,7 @@ impl Rate {
 pub(crate) fn rate(quantity: Quantity, images: &[Outcome], after: After) -> Option<Rate> {
     match quantity {
         Quantity::SoftAttackSuccessRate => {
-            return of_draws(images.iter().filter(|image| !image.before.reached), |image| {
-                image.after[after as usize].draws
-            });
+            return of_draws(images.iter().filter(|image| image.counts()), |image| image.after[after as usize].draws);
         }
         Quantity::InvarianceRate => return of_draws(images.iter(), |image| image.alike),
         _ => {}
@@ -181,6 +185,7 @@ mod tests {
             id: 0,
             before: untargeted(before),
             after: [untargeted(after), untargeted(zero), untargeted(noise)],
+            is_own: false,
             alike: None,
             forward: 6,
             backward: 5,
@@ -222,14 +227,16 @@ mod tests {
         let images = [
             with(decision(false, false, 0), after(false, true)),
             with(decision(false, true, 0), after(false, true)),
-            with(decision(true, true, 0), after(true, true)),
             with(decision(true, false, 0), after(false, false)),
+            // Two images of the target's class: right, and wrong before the attack made it right.
+            Outcome { is_own: true, ..with(decision(true, false, 0), after(true, false)) },
+            Outcome { is_own: true, ..with(decision(false, false, 0), after(true, false)) },
         ];
         assert_eq!(counted(Quantity::AttackSuccessRate, &images, After::Attack), (1, 2));
-        assert_eq!(counted(Quantity::BenignAccuracy, &images, After::Attack), (2, 4));
-        assert_eq!(counted(Quantity::RobustAccuracy, &images, After::Attack), (1, 4));
-        assert_eq!(counted(Quantity::AttackedError, &images, After::Attack), (3, 4));
-        assert_eq!(counted(Quantity::AttackedAccuracy, &images, After::Attack), (1, 4));
+        assert_eq!(counted(Quantity::BenignAccuracy, &images, After::Attack), (2, 5));
+        assert_eq!(counted(Quantity::RobustAccuracy, &images, After::Attack), (1, 5));
+        assert_eq!(counted(Quantity::AttackedError, &images, After::Attack), (2, 5));
+        assert_eq!(counted(Quantity::AttackedAccuracy, &images, After::Attack), (2, 5));
     }
 
     #[test]

@@ -138,14 +138,16 @@ pub struct EqualStrength {
 pub enum Quantity {
     /// Share of all images whose aggregated prediction is their class.
     BenignAccuracy,
-    /// Among images that do not satisfy the objective before the attack, the share that does after it.
+    /// Among images that do not satisfy the objective before the attack, the share that does after it. Images of the target's
+    /// class have nothing to lose: they are not among them.
     #[default]
     AttackSuccessRate,
     /// The same among the images that do not satisfy the objective before the attack at any point of the axes
     /// [`Layout::common`]: a denominator that does not change with the network. There is none without such axes.
     CommonAttackSuccessRate,
     /// Share of all images whose aggregated prediction satisfies the objective after the attack, those included that did
-    /// so before it: an untargeted adversary is credited with the network's own errors, as robustml counts.
+    /// so before it: an untargeted adversary is credited with the network's own errors, as robustml counts. Images of the
+    /// target's class never do.
     AttackedError,
     /// Share of all images whose aggregated prediction is their class after the attack, whatever it was before; an image
     /// that a detector flags counts as right.

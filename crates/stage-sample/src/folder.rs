@@ -5,13 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
 use stage::{
     Unfit,
     classes::{few, numbers},
 };
 
-use crate::{Item, Params, Reader, placement::Placement};
+use crate::{Item, Params, Reader, placement::Placement, seen::Listing};
 
 pub(crate) struct Folder {
     /// The folder as the parameters name it.
@@ -125,6 +124,15 @@ impl Folder {
             self.notes.push(format!("{}: {count} {what} are left out", self.name));
         }
     }
+
+    /// The files of these images.
+    pub(crate) fn listing(&self, ids: &[u32]) -> Listing {
+        let file = |&id: &u32| {
+            let (_, name, path) = &self.images[id as usize];
+            (name.clone(), path.clone())
+        };
+        Listing { name: self.name.clone(), files: ids.iter().map(file).collect() }
+    }
 }
 
 /// Refuses a folder whose folders are splits, or one class, of which the folders within may be the classes.
@@ -230,15 +238,13 @@ impl Reader for Folder {
         self.notes.clone()
     }
 
-    /// One digest for the folder: that of the lines that `sha256sum` prints for its images.
-    fn inputs(&self, ids: &[u32]) -> anyhow::Result<Vec<(String, String)>> {
-        let mut lines = Sha256::new();
-        for &id in ids {
-            let (_, name, path) = &self.images[id as usize];
-            lines.update(format!("{}  {name}\n", artifact::sha256(path)?));
-        }
-        let digest: String = lines.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(vec![(self.name.clone(), digest)])
+    /// None beside its files, which [`Reader::listing`] names.
+    fn inputs(&self, _ids: &[u32]) -> anyhow::Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+
+    fn listing(&self, ids: &[u32]) -> Option<Listing> {
+        Some(self.listing(ids))
     }
 
     fn read(&self, ids: &[u32], each: &mut dyn FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<()> {

@@ -2,19 +2,27 @@
 
 use std::path::PathBuf;
 
-use hub::{Hub, Kind};
+use hub::{Cache, Kind};
 use stage::Unfit;
 
 use crate::HubFile;
 
-/// Downloads (or finds in the cache) the files of a dataset: path and name of each.
-pub(crate) fn fetch(repo: &str, revision: &str, files: &[HubFile]) -> anyhow::Result<Vec<(PathBuf, String)>> {
-    let hub = Hub::from_env();
-    let fetched = files.iter().map(|file| {
-        let wanted =
-            hub::File { kind: Kind::Dataset, repo, revision, path: &file.path, sha256: file.sha256.as_deref() };
-        let fetched = hub.fetch(&wanted).map_err(|error| Unfit(error.to_string()))?;
-        Ok((fetched.path, wanted.to_string()))
+/// Finds the files of a dataset in the hub's cache: path and name of each.
+pub(crate) fn find(repo: &str, revision: &str, files: &[HubFile]) -> anyhow::Result<Vec<(PathBuf, String)>> {
+    let cache = Cache::from_env();
+    let found = files.iter().map(|file| {
+        let wanted = file.of(repo, revision);
+        let found = cache.find(&wanted).map_err(|error| Unfit(error.to_string()))?;
+        Ok((found.path, wanted.to_string()))
     });
-    fetched.collect()
+    found.collect()
+}
+
+impl HubFile {
+    /// The file of this dataset at this revision.
+    #[must_use]
+    pub fn of(&self, repo: &str, revision: &str) -> hub::File {
+        let (repo, revision) = (repo.to_owned(), revision.to_owned());
+        hub::File { kind: Kind::Dataset, repo, revision, path: self.path.clone(), sha256: self.sha256.clone() }
+    }
 }

@@ -12,6 +12,7 @@ mod params;
 mod parquet;
 mod picture;
 mod placement;
+mod seen;
 mod survey;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ pub use params::{Classes, HubFile, Orientation, Params, Place, Source};
 pub use picture::{Picture, prepare};
 use placement::Placement;
 use rayon::prelude::*;
+pub use seen::stale;
 use serde_json::json;
 use stage::{Context, Stage, Unfit};
 pub use survey::Survey;
@@ -67,6 +69,10 @@ trait Reader: Sync {
     }
     /// SHA-256 by name of all that the images of these ids are read from.
     fn inputs(&self, ids: &[u32]) -> anyhow::Result<Vec<(String, String)>>;
+    /// The files of these ids, where each is a file of a folder.
+    fn listing(&self, _ids: &[u32]) -> Option<seen::Listing> {
+        None
+    }
     /// Hands over the images of these ids, which ascend, in their order.
     fn read(&self, ids: &[u32], each: &mut dyn FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<()>;
 }
@@ -86,6 +92,9 @@ impl Stage for Sample {
         let wanted: Vec<u32> = kept.iter().enumerate().filter(of_shard).map(|(_, &id)| id).collect();
         ctx.announce(&format!("{} of {} images, some milliseconds each", wanted.len(), opened.reader.len()));
         out.provenance_mut().inputs.extend(opened.reader.inputs(kept)?);
+        if let Some(listing) = opened.reader.listing(kept) {
+            out.provenance_mut().record_folder(&listing.name, &listing.record(&ctx.out)?);
+        }
 
         let progress = ctx.progress(wanted.len() as u64, "images");
         let (mut sizes, mut turned) = (BTreeSet::new(), 0_u64);

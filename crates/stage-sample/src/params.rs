@@ -167,7 +167,7 @@ impl Source {
             }
             Self::Folder { path } => Box::new(Folder::open(&ctx.local(path)?, path, params)?),
             Self::Hub { repo, revision, files, image, label } => {
-                Box::new(Parquet::open(hub::fetch(repo, revision, files)?, image, label)?)
+                Box::new(Parquet::open(hub::find(repo, revision, files)?, image, label)?)
             }
         })
     }

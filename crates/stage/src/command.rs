@@ -6,7 +6,6 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Instant,
 };
 
 use anyhow::Context as _;
@@ -24,7 +23,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::{Context, Input, Invalid, Stage, Unfit, Usage, environment};
+use crate::{Context, Input, Invalid, Stage, Stopwatch, Unfit, Usage, environment};
 
 /// Arguments of every stage: where things are, never what is computed.
 #[derive(Debug, Args)]
@@ -128,7 +127,7 @@ fn version<S: Stage>() -> &'static str {
 }
 
 fn log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,hf_hub=off"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).event_format(Line);
     // A second call in one process finds the first one's log in place.
@@ -208,7 +207,7 @@ fn parameters<P: DeserializeOwned>(path: &Path) -> anyhow::Result<P> {
 /// # Errors
 /// If the stage fails, or a file cannot be written; then `ctx.out` is not there, or is as it was.
 pub fn run<S: Stage>(params: &S::Params, ctx: &Context) -> anyhow::Result<()> {
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     let provenance = Provenance {
         kind: String::new(),
         stage: S::NAME.to_owned(),
@@ -221,11 +220,12 @@ pub fn run<S: Stage>(params: &S::Params, ctx: &Context) -> anyhow::Result<()> {
     };
     let mut out = Writer::<S::Row>::create(&ctx.out, provenance.clone())?;
     S::run(params, ctx, &mut out)?;
-    ctx.time("total", 1, start.elapsed().as_secs_f64());
+    ctx.time("total", 1, watch.wall());
+    ctx.time("processor", 1, watch.processor());
     let mut timing = Writer::<TimingRow>::create(&ctx.out.with_extension("timing.parquet"), provenance)?;
     timing.push(&ctx.timing())?;
     timing.finish()?;
     out.finish()?;
-    tracing::info!("{} in {:.1} s", ctx.out.display(), start.elapsed().as_secs_f64());
+    tracing::info!("{} in {:.1} s", ctx.out.display(), watch.wall());
     Ok(())
 }

@@ -38,7 +38,8 @@ fn describe(device: &Device) -> String {
 }
 
 /// The commit of the source folder this binary was built in, `-dirty` with uncommitted changes; none without git.
-fn commit() -> Option<String> {
+#[must_use]
+pub fn commit() -> Option<String> {
     let git = Command::new("git")
         .args(["--no-optional-locks", "-C", env!("CARGO_MANIFEST_DIR")])
         .args(["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
@@ -49,7 +50,8 @@ fn commit() -> Option<String> {
 }
 
 /// The processor's name, where the system tells it.
-fn cpu() -> Option<String> {
+#[must_use]
+pub fn cpu() -> Option<String> {
     let info = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())

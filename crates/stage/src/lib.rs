@@ -4,6 +4,7 @@
 //! their own process with [`run`] and a [`Context`] of their own.
 
 pub mod classes;
+mod clock;
 mod command;
 mod context;
 mod environment;
@@ -14,8 +15,10 @@ use artifact::{Row, Writer};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use artifact::Exit;
+pub use clock::Stopwatch;
 pub use command::{exit, main, run};
 pub use context::{Context, Input, Progress, Table};
+pub use environment::{commit, cpu};
 pub use epoch::Epoch;
 
 /// One stage of the pipeline: parameters and inputs to one Parquet table.

@@ -1,9 +1,15 @@
 //! The network of a finetune table, rebuilt and ready to run: what the stages share that ask trained networks.
+//!
+//! A network is an architecture of ours or of candle's library with weights, or a program that is started ([`Model`]). Programs among the defenses
+//! are started here, too ([`Programs`]).
 
-use std::{ops::Range, sync::Arc};
+mod model;
+mod programs;
+
+use std::{ops::Range, path::Path, sync::Arc};
 
 use artifact::FinetuneRow;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use engine::DevicePlan;
 use game::Classifier;
 use gpu::Halving;
@@ -14,6 +20,9 @@ use stage::{
     classes::{contradiction, numbered},
     images::Images,
 };
+
+pub use model::Model;
+pub use programs::Programs;
 
 /// Pixels that one evaluation of the network may hold; bounds memory, changes no number.
 const PIXELS: usize = 400_000;
@@ -30,6 +39,14 @@ pub struct Trained {
     pub is_stochastic: bool,
     /// The finetune table.
     pub table: Table<FinetuneRow>,
+    /// The program that is the network, where it is one.
+    pub programs: Programs,
+    ours: Option<Ours>,
+    candle: Option<zoo::Spec>,
+}
+
+/// A network of ours.
+struct Ours {
     /// The network again, where it is planned for a GPU.
     plan: Option<Arc<DevicePlan>>,
     graph: Graph,
@@ -48,8 +65,9 @@ impl Trained {
     /// `precision`.
     ///
     /// # Errors
-    /// [`Usage`] if the device has no such precision; [`Unfit`] if there is no such table or epoch, the table does not name its network, or the weights are not those
-    /// it describes; [`Invalid`] if they are no numbers.
+    /// [`Usage`] if the device has no such precision, or a program is asked for one, or for something inside it; [`Unfit`] if
+    /// there is no such table or epoch, the table does not name its network, the weights are not those it describes, or a
+    /// program is not the one it describes; [`Invalid`] if weights are no numbers.
     pub fn open(epoch: Epoch, inside: Option<&Inside>, precision: Precision, ctx: &Context) -> anyhow::Result<Self> {
         if !gpu::offers(&ctx.device, precision) {
             let text = format!("precision: {} needs a GPU, and a program built with `make cuda`", precision.name());
@@ -59,17 +77,59 @@ impl Trained {
         let name = table.parts[0].path.display();
         let model = table.provenance().facts.get("model").cloned().unwrap_or(Value::Null);
         let foreign = |fault: String| Unfit(format!("{name}: does not name its network ({fault}); run finetune again"));
-        let spec: nets::Spec = serde_json::from_value(model).map_err(|fault| foreign(fault.to_string()))?;
+        let spec = match serde_json::from_value::<Model>(model).map_err(|fault| foreign(fault.to_string()))? {
+            Model::Graph(spec) => spec,
+            Model::Candle(spec) => {
+                let path = epoch.weights(&table)?;
+                return Self::candle(spec, &path, table.clone(), inside, precision, ctx);
+            }
+            Model::Program(program) => {
+                epoch.choose(&table.rows).map_err(|fault| Unfit(format!("{name}: {fault}")))?;
+                return Self::program(&program, table.clone(), inside, precision, ctx);
+            }
+        };
         let graph = spec.graph().map_err(|fault| foreign(fault.to_string()))?;
         let path = epoch.weights(&table)?;
-        let mut weights =
-            weights::load(&path).and_then(|found| weights::prepare(&graph, found, &path)).map_err(fault)?;
+        let mut weights = weights::open(&path).and_then(|file| file.fit(&graph, None, false)).map_err(fault)?.weights;
         for tensor in weights.values_mut() {
             *tensor = tensor.to_dtype(DType::F32)?;
         }
         let graph = inside.map_or(graph.clone(), |inside| inside.apply(&graph));
         let (network, plan) = executor_in(&graph, &weights, &ctx.device, precision)?;
-        Ok(Self { network, is_stochastic: graph.is_stochastic(), table, plan, graph })
+        let (is_stochastic, programs) = (graph.is_stochastic(), Programs::default());
+        Ok(Self { network, is_stochastic, table, programs, ours: Some(Ours { plan, graph }), candle: None })
+    }
+
+    /// Rebuilds a network of candle's library.
+    fn candle(
+        spec: zoo::Spec,
+        path: &Path,
+        table: Table<FinetuneRow>,
+        inside: Option<&Inside>,
+        precision: Precision,
+        ctx: &Context,
+    ) -> anyhow::Result<Self> {
+        Model::Candle(spec.clone()).takes(inside, precision).map_err(Usage)?;
+        let weights = weights::load(path).and_then(|found| zoo::prepare(&spec, found, path)).map_err(fault)?;
+        let network = candle(&spec, &weights, &ctx.device)?;
+        let programs = Programs::default();
+        Ok(Self { network, is_stochastic: false, table, programs, ours: None, candle: Some(spec) })
+    }
+
+    /// Starts the program that a finetune table names.
+    fn program(
+        program: &game::Program,
+        table: Table<FinetuneRow>,
+        inside: Option<&Inside>,
+        precision: Precision,
+        ctx: &Context,
+    ) -> anyhow::Result<Self> {
+        Model::Program(program.clone()).takes(inside, precision).map_err(Usage)?;
+        let mut programs = Programs::default();
+        let client = programs.open("model", program, ctx)?;
+        let is_stochastic = client.hello().random;
+        let network = victim::Network::new(client).map_err(|fault| Unfit(fault.to_string()))?;
+        Ok(Self { network: Box::new(network), is_stochastic, table, programs, ours: None, candle: None })
     }
 
     /// How many images of this size to evaluate together: on a GPU as many as its free memory is likely to hold.
@@ -77,12 +137,14 @@ impl Trained {
     /// # Errors
     /// If the device fails.
     pub fn batch(&self, images: &Images) -> candle_core::Result<usize> {
-        let Some(free) = gpu::free(self.network.device())? else { return Ok(batch_of(images.height * images.width)) };
-        let bytes = match &self.plan {
+        let usual = batch_of(images.height * images.width);
+        let Some(Ours { plan, graph }) = &self.ours else { return Ok(self.programs.batch().min(usual)) };
+        let Some(free) = gpu::free(self.network.device())? else { return Ok(usual) };
+        let bytes = match plan {
             // And what the defense and the attack keep of each image, some copies of it.
             Some(plan) => plan.bytes(images.height, images.width)? + (COPIES * 3 * images.height * images.width) as u64,
             // Of each number, the value and a gradient or a copy that waits for it, in f32.
-            None => 8 * self.graph.numbers(images.height, images.width) as u64,
+            None => 8 * graph.numbers(images.height, images.width) as u64,
         };
         let batch = gpu::batch(free, bytes);
         tracing::info!("{batch} images at a time: {} MiB free, about {} MiB each", free >> 20, bytes.div_ceil(1 << 20));
@@ -95,6 +157,9 @@ impl Trained {
     /// [`Unfit`] if they are not.
     pub fn fits(&self, images: &Images) -> Result<(), Unfit> {
         let (name, classes) = (self.table.parts[0].path.display(), self.network.classes());
+        if let Some(spec) = &self.candle {
+            sizes(spec, images).map_err(|fault| Unfit(format!("{name}: {fault}")))?;
+        }
         let names = self.table.provenance().facts.get("classes").cloned();
         let known: Option<Vec<String>> = names.and_then(|names| serde_json::from_value(names).ok());
         let known = known.filter(|known| known.len() == classes).unwrap_or_else(|| numbered(classes));
@@ -102,6 +167,35 @@ impl Trained {
         let mend = "place the sample in the network's classes (`classes` of the sample), or keep only the sample's (`classes` of the weights)";
         Err(Unfit(format!("{name}: other classes than the sample's: {fault}: {mend}")))
     }
+}
+
+/// Checks that a network of candle's library takes images of this size; warns where it was trained on others.
+///
+/// # Errors
+/// One sentence with the mend.
+pub fn sizes(spec: &zoo::Spec, images: &Images) -> Result<(), String> {
+    let (height, width, side) = (images.height, images.width, spec.side);
+    spec.fits(height, width).map_err(|fault| fault.to_string())?;
+    if (height, width) != (side, side) {
+        let name = &spec.architecture;
+        tracing::warn!("`{name}` was trained on images of {side}x{side} pixels, and is asked about {height}x{width}");
+    }
+    Ok(())
+}
+
+/// What runs a network of candle's library: autograd, on every device.
+///
+/// # Errors
+/// If a tensor is missing or does not fit, or cannot be moved to the device.
+pub fn candle(spec: &zoo::Spec, weights: &Weights, device: &Device) -> candle_core::Result<Box<dyn Classifier>> {
+    let network = zoo::Zoo::new(spec, &single(weights)?, device)?;
+    Ok(if device.is_cpu() { Box::new(network) } else { Box::new(Halving::new(network)) })
+}
+
+/// The weights in single precision.
+fn single(weights: &Weights) -> candle_core::Result<Weights> {
+    let single = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+    weights.iter().map(|(name, tensor)| single(tensor).map(|tensor| (name.clone(), tensor))).collect()
 }
 
 /// How many images of so many pixels to evaluate together, on any device.

@@ -15,7 +15,7 @@ use arrow_schema::{DataType, SchemaRef};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use serde_json::{Value, json};
 
-use crate::{Error, Provenance, Result, read};
+use crate::{Error, Manifest, Provenance, Result, read};
 
 /// The most characters of a cell, and entries of a list, that the text shows.
 const WIDTH: usize = 48;
@@ -101,7 +101,13 @@ impl View {
         for (path, sha256) in &from.inputs {
             line("input", &format!("{sha256} {path}"));
         }
-        for (name, value) in &from.facts {
+        for (folder, manifest) in from.folders() {
+            line(
+                "folder",
+                &format!("{folder}: {} files, each with its size and digest (--json)", manifest.entries.len()),
+            );
+        }
+        for (name, value) in from.facts.iter().filter(|(name, _)| *name != Manifest::FACT) {
             line("fact", &format!("{name} = {value}"));
         }
         for (name, value) in &from.environment {

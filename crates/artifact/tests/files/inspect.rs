@@ -2,11 +2,11 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use artifact::{AttackRow, FinetuneRow, ReportRow, SampleRow, sha256};
+use artifact::{AttackRow, Entry, FinetuneRow, Manifest, ReportRow, SampleRow, sha256};
 use serde_json::Value;
 
 use crate::samples::{self, PNG, Sample, provenance};
@@ -105,6 +105,103 @@ fn changed_and_missing_files_are_named_up_the_chain() {
     let states: Vec<Value> = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(states.iter().filter(|finding| finding["state"] == "unreadable").count(), 2);
     assert_eq!(states.iter().filter(|finding| finding["state"] == "differs").count(), 1);
+}
+
+/// Samples of a Parquet file, of a folder and of the hub, and weights from a file, all below `local`.
+fn sources(folder: &Path) -> Vec<&'static str> {
+    let local = |name: &str| folder.join("local").join(name);
+    for (name, text) in [("set.parquet", "images"), ("set/a/1.png", "one"), ("set/b/2.png", "two"), ("net.pth", "net")]
+    {
+        fs::create_dir_all(local(name).parent().unwrap()).unwrap();
+        fs::write(local(name), text).unwrap();
+    }
+    let name = "hf://datasets/a/b@0123456789abcdef0123456789abcdef01234567/x.parquet";
+    let cached = hub(folder);
+    fs::create_dir_all(cached.parent().unwrap()).unwrap();
+    fs::write(&cached, "cached").unwrap();
+    let from = |name: &str, path: &Path| {
+        let inputs = [(name.to_owned(), sha256(path).unwrap())].into();
+        artifact::Provenance { inputs, kind: String::new(), ..provenance() }
+    };
+    let entry = |name: &str| Entry {
+        name: name.to_owned(),
+        size: fs::metadata(local("set").join(name)).unwrap().len(),
+        sha256: sha256(&local("set").join(name)).unwrap(),
+    };
+    let mut set = artifact::Provenance { inputs: [].into(), ..provenance() };
+    set.record_folder("set", &Manifest { entries: vec![entry("a/1.png"), entry("b/2.png")] });
+    samples::write_from(
+        &folder.join("data/file.parquet"),
+        &SampleRow::rows(),
+        from("set.parquet", &local("set.parquet")),
+    );
+    samples::write_from(&folder.join("data/folder.parquet"), &SampleRow::rows(), set);
+    samples::write_from(&folder.join("data/hub.parquet"), &SampleRow::rows(), from(name, &cached));
+    let mut epochs = FinetuneRow::rows();
+    epochs.iter_mut().for_each(|row| row.weights = None);
+    samples::write_from(&folder.join("data/net.parquet"), &epochs, from("net.pth", &local("net.pth")));
+    vec!["data/file.parquet", "data/folder.parquet", "data/hub.parquet", "data/net.parquet"]
+}
+
+fn hub(folder: &Path) -> PathBuf {
+    folder.join("cache/datasets--a--b/snapshots/0123456789abcdef0123456789abcdef01234567/x.parquet")
+}
+
+fn verify(folder: &Path, root: &str, tables: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_inspect"));
+    command.current_dir(folder).arg("--verify").args(tables).env("DATA_ROOT", root);
+    let shown = command.env("HF_HUB_CACHE", folder.join("cache")).output().unwrap();
+    (shown.status.code(), stdout(&shown))
+}
+
+#[test]
+fn images_and_weights_from_outside_are_verified_where_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, tables) = (folder.path(), sources(folder.path()));
+    let whole = (Some(0), "5 digests verified, 0 not as recorded\n".to_owned());
+    assert_eq!(verify(path, "local", &tables), whole);
+    assert_eq!(verify(path, path.join("local").to_str().unwrap(), &tables), whole);
+    // Something of the same name elsewhere is not what was read.
+    fs::create_dir_all(path.join("set/a")).unwrap();
+    fs::write(path.join("net.pth"), "another").unwrap();
+    assert_eq!(verify(path, "local", &tables), whole);
+    fs::remove_file(path.join("net.pth")).unwrap();
+    fs::remove_dir_all(path.join("set")).unwrap();
+    let (code, text) = verify(path, "", &tables);
+    assert_eq!(code, Some(3));
+    for name in ["set.parquet", "set", "net.pth"] {
+        assert!(text.contains(&format!("{name}: no such file or folder; set DATA_ROOT")), "{name}: {text}");
+    }
+    for name in ["local/set.parquet", "local/set/b/2.png", "local/net.pth", hub(path).to_str().unwrap()] {
+        let file = path.join(name);
+        let before = fs::read(&file).unwrap();
+        fs::write(&file, "edited").unwrap();
+        let (code, text) = verify(path, "local", &tables);
+        assert_eq!(code, Some(3));
+        assert!(
+            text.contains(&format!("{name}: changed since data/")) && text.contains("5 digests verified, 1 not"),
+            "{text}"
+        );
+        fs::remove_file(&file).unwrap();
+        let (code, text) = verify(path, "local", &tables);
+        assert_eq!(code, Some(3));
+        assert!(text.contains("5 digests verified, 1 not"), "{text}");
+        let told = ["no such file or folder", "missing; put it back", "brings it back"];
+        assert!(told.iter().any(|told| text.contains(told)), "{text}");
+        fs::write(&file, before).unwrap();
+    }
+    assert_eq!(verify(path, "local", &tables), whole);
+}
+
+#[test]
+fn a_folder_is_shown_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    sources(folder.path());
+    let text = stdout(&inspect(folder.path(), &["data/folder.parquet"]));
+    assert!(text.contains("set: 2 files") && !text.contains("a/1.png"), "{text}");
+    let json: Value =
+        serde_json::from_slice(&inspect(folder.path(), &["--json", "data/folder.parquet"]).stdout).unwrap();
+    assert_eq!(json["provenance"]["facts"]["files"]["set"][1][0], "b/2.png");
 }
 
 #[test]

@@ -329,7 +329,7 @@ impl Builder<'_> {
         match &step.kind {
             Kind::Dense(filter) => self.dense(index, step, filter, input, out)?,
             Kind::Depthwise(filter) => {
-                let layer = Layer { weight: self.constants.weights[index], ..windows(base, filter) };
+                let layer = Layer { weight: self.constants.weights[index], ..windows(base, filter, from) };
                 self.launch("depthwise", false, self.count(to), layer);
             }
             &Kind::MaxPool { kernel, stride, padding } => {
@@ -344,6 +344,7 @@ impl Builder<'_> {
                 self.launch("spread", false, self.count(to), layer);
             }
             Kind::GlobalPool => self.launch("global_pool", false, self.ask.n * from[0], base),
+            Kind::AdaptivePool { .. } => self.launch("adaptive_pool", false, self.count(to), base),
             &Kind::Prune { samples, .. } => self.prune(index, step, Layer { samples, ..base })?,
             Kind::Concat => self.concat(step, out)?,
             Kind::Identity => unfinished = input,
@@ -440,17 +441,21 @@ impl Builder<'_> {
                 None => bail!("images of {:?} pixels are too small for the network", self.ask.size),
             };
         Ok(match &step.kind {
-            Kind::Dense(Filter { outputs, kernel, stride, padding, .. })
-            | Kind::Depthwise(Filter { outputs, kernel, stride, padding, .. }) => [
-                *outputs,
-                windows(h, kernel[0], *stride, padding.top + padding.bottom)?,
-                windows(w, kernel[1], *stride, padding.left + padding.right)?,
-            ],
+            Kind::Dense(filter) | Kind::Depthwise(filter) => {
+                let ([rows, columns], stride, padding) = (filter.kernel, filter.stride, filter.padding([h, w]));
+                [
+                    filter.outputs,
+                    windows(h, rows, stride, padding.top + padding.bottom)?,
+                    windows(w, columns, stride, padding.left + padding.right)?,
+                ]
+            }
             &Kind::MaxPool { kernel, stride, padding } => {
                 [c, windows(h, kernel, stride, 2 * padding)?, windows(w, kernel, stride, 2 * padding)?]
             }
             Kind::Subsample { stride, before, after } => [before + c + after, h.div_ceil(*stride), w.div_ceil(*stride)],
             Kind::GlobalPool => [c, 1, 1],
+            &Kind::AdaptivePool { side } if side * h * w > 0 => [c, side, side],
+            Kind::AdaptivePool { side } => bail!("no pool makes {side}x{side} pixels of {h}x{w}"),
             Kind::Concat => [step.inputs().map(|value| self.shapes[value][0]).sum(), h, w],
             Kind::Prune { .. } | Kind::Identity => [c, h, w],
         })
@@ -469,7 +474,7 @@ impl Builder<'_> {
         let Some(convolutions) = self.convolutions else { return Ok(()) };
         let [c, h, w] = shape;
         let [rows, columns] = filter.kernel;
-        let Padding { top, bottom, left, right } = filter.padding;
+        let Padding { top, bottom, left, right } = self.padding(index, filter);
         let geometry = Geometry {
             x: [self.ask.n, c, h, w],
             w: [filter.outputs, c, rows, columns],
@@ -493,6 +498,12 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// The padding of a step's input.
+    fn padding(&self, index: usize, filter: &Filter) -> Padding {
+        let [_, h, w] = self.shapes[self.network.steps[index].input];
+        filter.padding([h, w])
+    }
+
     fn dense(&mut self, index: usize, step: &Step, filter: &Filter, input: Held, out: Held) -> Result<()> {
         let mut shape = self.shapes[step.input];
         let (mut from, mut kept) = (input, Vec::new());
@@ -502,7 +513,7 @@ impl Builder<'_> {
             let layer = Layer { x: self.at(input), out: self.at(from), ..self.layer() };
             self.launch("widen", false, self.count(shape), layer);
         }
-        if let Some((padded, top, left)) = lopsided(shape, filter.padding) {
+        if let Some((padded, top, left)) = lopsided(shape, self.padding(index, filter)) {
             let with = self.take(padded, from.wide);
             kept.push(with);
             let layer = Layer { x: self.at(from), out: self.at(with), ..self.layer() }.from(shape).to(padded);
@@ -549,7 +560,8 @@ impl Builder<'_> {
             Kind::Dense(filter) => self.dense_back(index, filter, gradient)?,
             Kind::Depthwise(filter) => {
                 let weight = self.constants.weights[index];
-                self.gather("depthwise_back", step, step.input, Layer { weight, ..windows(layer, filter) });
+                let layer = Layer { weight, ..windows(layer, filter, self.shapes[step.input]) };
+                self.gather("depthwise_back", step, step.input, layer);
             }
             &Kind::MaxPool { kernel, stride, padding } => {
                 let bits = memory.winners.map_or(NOWHERE, |winners| self.arena.offset(winners));
@@ -561,6 +573,7 @@ impl Builder<'_> {
                 self.gather("collect", step, step.input, layer);
             }
             Kind::GlobalPool => self.gather("global_pool_back", step, step.input, layer),
+            Kind::AdaptivePool { .. } => self.gather("adaptive_pool_back", step, step.input, layer),
             &Kind::Prune { samples, .. } => self.prune_back(index, step, Layer { y: at, samples, ..layer })?,
             Kind::Concat => {
                 let mut before = 0;
@@ -636,7 +649,7 @@ impl Builder<'_> {
         let (from, shape) = (self.at(gradient), self.shapes[step.input]);
         let wide = gradient.wide;
         let narrower = wide && self.settings.precision == Precision::Bf16;
-        let padded = lopsided(shape, filter.padding);
+        let padded = lopsided(shape, self.padding(index, filter));
         if padded.is_none() && !narrower {
             let (to, there) = self.gradient(step.input);
             return self.convolve(index, filter, shape, (Wanted::X, wide, there), from, self.at(to));
@@ -670,10 +683,11 @@ fn lopsided([c, h, w]: [usize; 3], padding: Padding) -> Option<([usize; 3], usiz
     (!even).then(|| (shape, top.saturating_sub(bottom), left.saturating_sub(right)))
 }
 
-/// The windows of a depthwise convolution.
-fn windows(layer: Layer, filter: &Filter) -> Layer {
+/// The windows of a depthwise convolution of images of a shape.
+fn windows(layer: Layer, filter: &Filter, [_, h, w]: [usize; 3]) -> Layer {
     let [rows, columns] = filter.kernel.map(|side| side as u32);
-    let (top, left) = (filter.padding.top as u32, filter.padding.left as u32);
+    let padding = filter.padding([h, w]);
+    let (top, left) = (padding.top as u32, padding.left as u32);
     Layer { rows, columns, stride: filter.stride as u32, top, left, ..layer }
 }
 

@@ -277,6 +277,34 @@ KERNEL(global_pool_back, Layer) {
     give(p, id, load(X[at.n * p.c + at.c]) * (1.0f / (float)(p.h * p.w)));
 }
 
+// The rows, or columns, of `size` that window `at` of `side` covers: windows cover all of them, whatever the size.
+INLINE Windows cover(u32 at, u32 size, u32 side) { return {at * size / side, ((at + 1) * size + side - 1) / side}; }
+
+// The means over windows that cover a plane.
+KERNEL(adaptive_pool, Layer) {
+    const Place to = place(p.nhwc, (u32)id, p.oc, p.oh, p.ow);
+    const Windows rows = cover(to.y, p.h, p.oh), columns = cover(to.x, p.w, p.ow);
+    float sum = 0.0f;
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 x = columns.first; x < columns.end; x++)
+            sum += load(X[index(p.nhwc, to.n, to.c, y, x, p.c, p.h, p.w)]);
+    OUT[id] = store(sum / (float)((rows.end - rows.first) * (columns.end - columns.first)));
+}
+
+// The windows that cover a row are those that its own span in the result touches.
+KERNEL(adaptive_pool_back, Layer) {
+    const Place at = place(p.nhwc, (u32)id, p.c, p.h, p.w);
+    const Windows rows = cover(at.y, p.oh, p.h), columns = cover(at.x, p.ow, p.w);
+    float sum = 0.0f;
+    for (u32 y = rows.first; y < rows.end; y++)
+        for (u32 x = columns.first; x < columns.end; x++) {
+            const Windows high = cover(y, p.h, p.oh), wide = cover(x, p.w, p.ow);
+            const float share = 1.0f / (float)((high.end - high.first) * (wide.end - wide.first));
+            sum += load(X[index(p.nhwc, at.n, at.c, y, x, p.oc, p.oh, p.ow)]) * share;
+        }
+    give(p, id, sum);
+}
+
 // Sums over an image: PARTS threads each add the numbers of an image that are PARTS apart, and one thread adds their sums.
 // `sums` holds for each image two totals, then two rows of PARTS.
 #define PARTS 256

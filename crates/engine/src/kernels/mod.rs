@@ -9,6 +9,7 @@
     reason = "loops of constant length over indices become registers; iterators may not"
 )]
 
+pub(crate) mod adaptive;
 pub(crate) mod depthwise;
 pub(crate) mod largest;
 pub(crate) mod map;

@@ -56,6 +56,7 @@ pub(super) struct Reference<'a> {
 /// Calls `each(output, input, weight)` for every product of a convolution, as offsets.
 fn products(conv: &Conv, from: Shape, to: Shape, mut each: impl FnMut(usize, usize, usize, usize, usize)) {
     let (inputs, outputs) = (conv.inputs / conv.groups, conv.outputs / conv.groups);
+    let padding = conv.padding([from[1], from[2]]);
     for o in 0..conv.outputs {
         for i in 0..inputs {
             let channel = o / outputs * inputs + i;
@@ -63,18 +64,18 @@ fn products(conv: &Conv, from: Shape, to: Shape, mut each: impl FnMut(usize, usi
                 for kx in 0..conv.kernel[1] {
                     let w = ((o * inputs + i) * conv.kernel[0] + ky) * conv.kernel[1] + kx;
                     // Columns whose source is inside the plane.
-                    let low = conv.padding.left.saturating_sub(kx).div_ceil(conv.stride);
-                    let high = match (from[2] + conv.padding.left).checked_sub(kx + 1) {
+                    let low = padding.left.saturating_sub(kx).div_ceil(conv.stride);
+                    let high = match (from[2] + padding.left).checked_sub(kx + 1) {
                         Some(room) => (room / conv.stride + 1).min(to[2]),
                         None => 0,
                     };
                     for y in 0..to[1] {
                         let row = y * conv.stride + ky;
-                        if row < conv.padding.top || row >= from[1] + conv.padding.top || low >= high {
+                        if row < padding.top || row >= from[1] + padding.top || low >= high {
                             continue;
                         }
-                        let source = (channel * from[1] + row - conv.padding.top) * from[2];
-                        let first = source + low * conv.stride + kx - conv.padding.left;
+                        let source = (channel * from[1] + row - padding.top) * from[2];
+                        let first = source + low * conv.stride + kx - padding.left;
                         each((o * to[1] + y) * to[2] + low, first, high - low, conv.stride, w);
                     }
                 }
@@ -101,6 +102,19 @@ fn windows(from: Shape, to: Shape, [kernel, stride, padding]: [usize; 3], mut ea
     }
 }
 
+/// Calls `each(output, input, one over the window's pixels)` for every pixel of every window of an adaptive pool.
+fn adapt(from: Shape, to: Shape, mut each: impl FnMut(usize, usize, f64)) {
+    let span = |at: usize, axis: usize| at * from[axis] / to[axis]..((at + 1) * from[axis]).div_ceil(to[axis]);
+    for c in 0..to[0] {
+        for (y, x) in (0..to[1]).flat_map(|y| (0..to[2]).map(move |x| (y, x))) {
+            let share = 1.0 / (span(y, 1).len() * span(x, 2).len()) as f64;
+            for (row, column) in span(y, 1).flat_map(|row| span(x, 2).map(move |column| (row, column))) {
+                each((c * to[1] + y) * to[2] + x, (c * from[1] + row) * from[2] + column, share);
+            }
+        }
+    }
+}
+
 impl<'a> Reference<'a> {
     pub(super) fn new(graph: &'a Graph, weights: &Weights, [rows, columns]: [usize; 2]) -> Self {
         let f64s = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap();
@@ -109,11 +123,14 @@ impl<'a> Reference<'a> {
             let from = node.inputs.first().map_or([3, rows, columns], |&i| shapes[i]);
             let out = |size: usize, pad: usize, k: usize, s: usize| (size + pad - k) / s + 1;
             shapes.push(match &node.op {
-                Op::Conv(c) => [
-                    c.outputs,
-                    out(from[1], c.padding.top + c.padding.bottom, c.kernel[0], c.stride),
-                    out(from[2], c.padding.left + c.padding.right, c.kernel[1], c.stride),
-                ],
+                Op::Conv(c) => {
+                    let padding = c.padding([from[1], from[2]]);
+                    [
+                        c.outputs,
+                        out(from[1], padding.top + padding.bottom, c.kernel[0], c.stride),
+                        out(from[2], padding.left + padding.right, c.kernel[1], c.stride),
+                    ]
+                }
                 &Op::MaxPool { kernel, stride, padding } | &Op::AveragePool { kernel, stride, padding } => {
                     [from[0], out(from[1], 2 * padding, kernel, stride), out(from[2], 2 * padding, kernel, stride)]
                 }
@@ -122,6 +139,7 @@ impl<'a> Reference<'a> {
                 }
                 Op::Concat => [node.inputs.iter().map(|&i| shapes[i][0]).sum(), from[1], from[2]],
                 Op::GlobalAveragePool => [from[0], 1, 1],
+                &Op::AdaptiveAveragePool { side } => [from[0], side, side],
                 Op::Linear { outputs, .. } => [*outputs, 1, 1],
                 _ => from,
             });
@@ -221,6 +239,7 @@ impl<'a> Reference<'a> {
                     let plane = from[1] * from[2];
                     y.iter_mut().zip(x.chunks(plane)).for_each(|(y, x)| *y = x.iter().sum::<f64>() / plane as f64);
                 }
+                Op::AdaptiveAveragePool { .. } => adapt(from, to, |o, i, share| y[o] += x[i] * share),
                 Op::Linear { name, inputs, .. } => {
                     let (w, b) = (self.weight(name, "weight"), self.weight(name, "bias"));
                     for (o, y) in y.iter_mut().enumerate() {
@@ -373,6 +392,7 @@ impl<'a> Reference<'a> {
                     let plane = from[1] * from[2];
                     dx.iter_mut().enumerate().for_each(|(i, dx)| *dx += g[i / plane] / plane as f64);
                 }
+                Op::AdaptiveAveragePool { .. } => adapt(from, to, |o, i, share| dx[i] += g[o] * share),
                 Op::Linear { name, inputs, .. } => {
                     let w = self.weight(name, "weight");
                     for (o, g) in g.iter().enumerate() {

@@ -6,7 +6,7 @@ use simd::{Isa, view::split, winograd};
 
 use super::{Back, Convolution, Form, Layer, Memory, Norm, PARTS, Plane, Program, Target, Work, bend, kernels::Bend};
 use crate::{
-    Conv, Id, Op,
+    Conv, Id, Op, Padding,
     ops::{Statistics, winners},
     steps::Step,
 };
@@ -196,7 +196,7 @@ impl Builder {
 
     fn convolution(&mut self, conv: &Conv, input: Id) -> Option<(Work, Plane)> {
         let from = self.planes[input];
-        let (k, stride, pad) = (conv.side()?, conv.stride, conv.padding);
+        let (k, stride, pad) = (conv.side()?, conv.stride, conv.padding([from.height, from.width]));
         let (height, width) = (from.height + pad.top + pad.bottom, from.width + pad.left + pad.right);
         if conv.groups != 1 || conv.inputs != from.channels || k == 0 || stride == 0 || height < k || width < k {
             return None;
@@ -215,7 +215,7 @@ impl Builder {
             border: 0,
         };
         let form = Form::of(k, stride, from, plane, rows, columns);
-        let (mut back, border) = backward(conv, k, from, plane);
+        let (mut back, border) = backward([k, stride], pad, from, plane);
         let dy = Plane { border, ..plane };
         let floats = |taps: usize, run: usize, columns: usize| Memory::new(taps * run * columns);
         for back in &mut back {
@@ -367,12 +367,11 @@ impl Slots {
     }
 }
 
-/// The convolutions, of kernels of side `k`, that carry the gradient of `to` back to `from`, and the border that it must have.
+/// The convolutions, of kernels of side `k` and a stride, that carry the gradient of `to` back to `from`, and the border that it must have.
 ///
 /// Row `y` of the input met row `(y + top - ky) / stride` of the output, where that is whole: a different set of `ky`
 /// for each remainder of `y`.
-fn backward(conv: &Conv, k: usize, from: Plane, to: Plane) -> (Vec<Back>, usize) {
-    let stride = conv.stride;
+fn backward([k, stride]: [usize; 2], pad: Padding, from: Plane, to: Plane) -> (Vec<Back>, usize) {
     let reach = |parity: usize, before: usize| -> Vec<(usize, isize)> {
         let distance = |tap: usize| (parity + before) as isize - tap as isize;
         let meets = (0..k).filter(|&tap| distance(tap) % stride as isize == 0);
@@ -386,13 +385,13 @@ fn backward(conv: &Conv, k: usize, from: Plane, to: Plane) -> (Vec<Back>, usize)
     let parities = || (0..stride).flat_map(|y| (0..stride).map(move |x| (y, x)));
     let parities = || parities().filter(|&(y, x)| y < from.height && x < from.width);
     let border = parities().flat_map(|(y, x)| {
-        let (top, left) = (conv.padding.top, conv.padding.left);
+        let (top, left) = (pad.top, pad.left);
         [beyond(y, top, from.height, to.height), beyond(x, left, from.width, to.width)]
     });
     let border = border.max().unwrap_or(0);
     let dy = Plane { border, ..to };
     let back = parities().map(|(y, x)| {
-        let (rows, columns) = (reach(y, conv.padding.top), reach(x, conv.padding.left));
+        let (rows, columns) = (reach(y, pad.top), reach(x, pad.left));
         let taps = rows.iter().flat_map(|r| columns.iter().map(move |c| (r, c)));
         let (positions, taps) = taps.map(|(r, c)| (r.0 * k + c.0, dy.step(r.1, c.1))).unzip();
         let (rows, columns) = ((from.height - y).div_ceil(stride), (from.width - x).div_ceil(stride));

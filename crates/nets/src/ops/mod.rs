@@ -5,6 +5,7 @@
 //! Sums over images are taken in an order that depends on the batch alone, never on threads. On a GPU,
 //! operations on f32 that training needs are kernels of our own; else, and in f64, they are composed of candle's.
 
+mod adaptive;
 mod conv;
 mod device;
 mod kernel;
@@ -16,6 +17,7 @@ mod volume;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 
+pub use adaptive::adaptive_average_pool;
 pub use conv::{Frozen, Window, conv2d, linear};
 pub(crate) use device::{Rates, adam_w, takes};
 pub use norm::{Moments, Statistics, batch_norm};

@@ -16,10 +16,10 @@ pub struct InceptionV3 {
     #[serde(default = "thousand")]
     pub classes: usize,
     /// Subtracted from the pixels, per channel.
-    #[serde(default = "half")]
+    #[serde(default = "half", deserialize_with = "game::triple")]
     pub mean: [f64; 3],
     /// What the pixels are then divided by, per channel.
-    #[serde(default = "half")]
+    #[serde(default = "half", deserialize_with = "game::triple")]
     pub std: [f64; 3],
 }
 
@@ -69,7 +69,7 @@ impl Builder {
     /// Convolutions one after the other.
     fn chain(&mut self, mut x: Id, prefix: &str, layers: &[Layer]) -> Id {
         for &(name, outputs, kernel, stride, [rows, columns]) in layers {
-            let padding = Padding { top: rows, bottom: rows, left: columns, right: columns };
+            let padding = Padding { top: rows, bottom: rows, left: columns, right: columns }.into();
             let (name, inputs) = (format!("{prefix}{name}"), self.channels[x]);
             let conv =
                 Conv { name: format!("{name}.conv"), inputs, outputs, kernel, stride, padding, groups: 1, bias: false };

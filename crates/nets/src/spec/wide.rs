@@ -32,7 +32,8 @@ impl WideResnet {
         let (depth, width) = (self.depth, self.width);
         if depth < 8 || !(depth - 2).is_multiple_of(6) {
             return Err(Invalid(format!(
-                "no wide-resnet has depth {depth}: depths are 6 n + 2, as 8, 14, 20, 26 or 32 (the original)"
+                "no wide-resnet has depth {depth}: depths are 6 n + 2, as 8, 14, 20, 26 or 32 (the original); networks of \
+                 depth 6 n + 4, as WRN-28-10, are named `wrn`"
             )));
         }
         if !(1..=256).contains(&width) {

@@ -6,12 +6,17 @@ use nets::{AdamW, Inside, Network, Trainee};
 
 use crate::{images, keys, normal, spec, trained, vector};
 
-const NETWORKS: [&str; 6] = [
+const NETWORKS: [&str; 11] = [
     r#"{"name": "cifar-resnet", "depth": 8}"#,
     r#"{"name": "resnet", "depth": 18, "classes": 10, "stem": "cifar"}"#,
     r#"{"name": "resnet", "depth": 50, "classes": 10}"#,
     r#"{"name": "mobilenet-v2", "classes": 1000, "width": 0.25}"#,
     r#"{"name": "wide-resnet", "depth": 14, "width": 2}"#,
+    r#"{"name": "wrn", "depth": 10, "width": 2}"#,
+    r#"{"name": "preact-resnet", "depth": 18}"#,
+    r#"{"name": "cifar-densenet", "depth": 22}"#,
+    r#"{"name": "efficientnet-lite", "variant": 0, "classes": 10}"#,
+    r#"{"name": "vgg", "depth": 11, "hidden": 20, "classes": 10}"#,
     r#"{"name": "cifar-resnet", "depth": 14, "activation": {"name": "k-winners-take-all", "share": 0.1}}"#,
 ];
 
@@ -85,7 +90,10 @@ fn a_network_is_the_same_whether_folded_before_or_not() {
         assert_eq!(named.len(), folded_weights.len());
         assert!(named.iter().all(|name| folded_weights.contains_key(name)));
         // Only pre-activation networks normalise anything but a convolution.
-        assert!(json.contains("wide-resnet") || named.iter().all(|name| !name.contains("running")));
+        assert!(
+            ["wide-resnet", "wrn", "preact", "densenet"].iter().any(|name| json.contains(name))
+                || named.iter().all(|name| !name.contains("running"))
+        );
         let x = images(Key::root(8), &[1, 3, 32, 32], DType::F64);
         let logits = |graph, weights| -> Tensor {
             Network::new(graph, weights, &Device::Cpu).unwrap().logits(&x, &keys(1)).unwrap()

@@ -2,11 +2,15 @@
 
 #![allow(clippy::print_stderr, reason = "tests that skip say so")]
 
+mod checkpoints;
 mod device;
+mod families;
 mod gradients;
 mod invariance;
 mod oracle;
 mod real;
+mod resize;
+mod stream;
 mod table2;
 mod training;
 mod weights;

@@ -10,7 +10,7 @@ use parquet::{
     record::{Field, Row},
 };
 
-use crate::{keys, spec};
+use crate::{keys, resize::resize, spec};
 
 /// The folder of real data: `DATA_ROOT`, or `shared/data` beside the repository.
 fn data(path: &str) -> Option<PathBuf> {
@@ -36,39 +36,6 @@ fn example(row: &Row) -> (Vec<u8>, usize, u32) {
     let Field::Long(label) = field(row, "label") else { panic!("a label is an integer") };
     let image = image::load_from_memory(bytes.data()).unwrap().to_rgb8();
     (image.as_raw().clone(), image.width() as usize, label as u32)
-}
-
-/// PIL's bilinear resize of a square image: a triangle as wide as the step between output pixels, first along the
-/// rows, then along the columns, rounded to bytes after each.
-fn resize(image: &[u8], from: usize, to: usize) -> Vec<u8> {
-    let scale = from as f64 / to as f64;
-    let support = scale.max(1.0);
-    let weights: Vec<(usize, Vec<f64>)> = (0..to)
-        .map(|at| {
-            let centre = (at as f64 + 0.5) * scale;
-            let first = (centre - support + 0.5).max(0.0) as usize;
-            let last = ((centre + support + 0.5) as usize).min(from);
-            let triangle = |i: usize| (1.0 - ((i as f64 - centre + 0.5) / support).abs()).max(0.0);
-            let total: f64 = (first..last).map(triangle).sum();
-            (first, (first..last).map(|i| triangle(i) / total).collect())
-        })
-        .collect();
-    let pass =
-        |image: &[u8], lines: usize, line: usize, step: usize, out: &mut [u8], out_line: usize, out_step: usize| {
-            for at in 0..lines {
-                for (place, (first, weights)) in weights.iter().enumerate() {
-                    for channel in 0..3 {
-                        let pixel = |i: usize| f64::from(image[at * line + (first + i) * step + channel]);
-                        let sum: f64 = weights.iter().enumerate().map(|(i, weight)| weight * pixel(i)).sum();
-                        out[at * out_line + place * out_step + channel] = (sum + 0.5) as u8;
-                    }
-                }
-            }
-        };
-    let (mut narrow, mut small) = (vec![0; from * to * 3], vec![0; to * to * 3]);
-    pass(image, from, from * 3, 3, &mut narrow, to * 3, 3);
-    pass(&narrow, to, 3, to * 3, &mut small, 3, to * 3);
-    small
 }
 
 /// Interleaved bytes to `(3, side, side)` in `[0, 1]`.
@@ -133,4 +100,26 @@ fn mobilenet_reaches_its_accuracy_on_all_images() {
     let Some((right, images)) = mobilenet(1) else { return };
     eprintln!("{right} of {images}");
     assert!(images == 500 && right.abs_diff(407) <= 2, "{right} of {images}");
+}
+
+/// A picture's pixels, its side, and its label.
+type Labelled = (Vec<u8>, usize, u32);
+
+/// EfficientNet-Lite0 with other parameters, on the first images.
+fn lite(parameters: &str, table: &str, count: usize) -> Option<(Network, Vec<Labelled>)> {
+    let (images, weights) = (data(table)?, data("weights/imagenet-efficientnet-lite0.safetensors")?);
+    let mut images = read(&images, 1);
+    images.truncate(count);
+    let json = format!(r#"{{"name": "efficientnet-lite", "variant": 0 {parameters}}}"#);
+    Some((network(&json, &weights), images))
+}
+
+#[test]
+fn efficientnet_reaches_its_accuracy_only_with_its_own_normalisation_and_padding() {
+    let imagenet = r#", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]"#;
+    for (parameters, expected) in [("", 90usize), (imagenet, 74), (r#", "padding": "symmetric""#, 81)] {
+        let Some((network, images)) = lite(parameters, "images/nips17-500.parquet", 100) else { return };
+        let right = right(&network, &images, 224);
+        assert!(right.abs_diff(expected) <= 1, "{parameters}: {right} of 100, not {expected}");
+    }
 }

@@ -11,7 +11,7 @@ fn golden() -> Weights {
 }
 
 /// The script's numbers by name, in `[0, 1)`: FNV-1a of the name starts a SplitMix64.
-fn unit(name: &str, shape: &[usize]) -> Tensor {
+pub(crate) fn unit(name: &str, shape: &[usize]) -> Tensor {
     let start = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325u64, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
@@ -30,7 +30,7 @@ fn signed(name: &str, shape: &[usize]) -> Tensor {
 }
 
 /// The script's weights for a graph, under the script's names.
-fn filled(graph: &Graph, theirs: impl Fn(&str) -> String) -> Weights {
+pub(crate) fn filled(graph: &Graph, theirs: impl Fn(&str) -> String) -> Weights {
     let fill = |(name, shape): (String, Vec<usize>)| {
         let name = theirs(&name);
         let one = shape.len() == 1;
@@ -47,7 +47,7 @@ fn filled(graph: &Graph, theirs: impl Fn(&str) -> String) -> Weights {
 }
 
 /// A value and the gradient of its product with the script's fixed numbers.
-fn record(name: &str, x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> [Tensor; 2] {
+pub(crate) fn record(name: &str, x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> [Tensor; 2] {
     let x = Var::from_tensor(x).unwrap();
     let out = f(x.as_tensor()).unwrap();
     let upstream = signed(&format!("{name}.upstream"), out.dims());

@@ -74,6 +74,9 @@ fn the_compiled_step_agrees_with_autograd() {
         (r#"{"name": "resnet", "depth": 18, "classes": 10, "stem": "cifar"}"#, [2, 3, 16, 16]),
         (r#"{"name": "wide-resnet", "depth": 14, "width": 1, "classes": 5}"#, [6, 3, 12, 20]),
         (r#"{"name": "wide-resnet", "depth": 8, "width": 3, "classes": 5}"#, [3, 3, 16, 16]),
+        (r#"{"name": "wrn", "depth": 10, "width": 2, "classes": 5}"#, [3, 3, 13, 16]),
+        (r#"{"name": "preact-resnet", "depth": 18}"#, [3, 3, 16, 16]),
+        (r#"{"name": "preact-resnet", "depth": 18, "shortcut": "input", "final_norm": false}"#, [3, 3, 16, 12]),
         (
             r#"{"name": "cifar-resnet", "depth": 8, "width": 7, "activation": {"name": "k-winners-take-all", "share": 0.3}}"#,
             [7, 3, 9, 13],

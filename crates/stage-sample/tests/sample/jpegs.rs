@@ -35,8 +35,8 @@ fn whole_jpegs_are_those_of_pillow() {
             let halved = name.contains("420")
                 || name.contains("422")
                 || ["restarts", "optimised"].iter().any(|k| name.contains(k));
-            // Decoders interpolate halved colour differently; on average it is the same.
-            let bound = if halved { 16 } else { 3 };
+            // Decoders interpolate halved colour differently, at edges more than here; on average it is the same.
+            let bound = if halved { 6 } else { 3 };
             assert!(worst <= bound && found.dimensions() == expected.dimensions(), "{name}: off by {worst}");
             let sum: u32 = found.iter().zip(expected.iter()).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
             assert!(sum <= found.len() as u32, "{name}: off by {sum} over {} values", found.len());

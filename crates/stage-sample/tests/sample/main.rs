@@ -1,6 +1,7 @@
 //! The stage as a whole: rows, shards, errors.
 
 mod classes;
+mod folders;
 mod jpegs;
 mod pictures;
 mod sources;

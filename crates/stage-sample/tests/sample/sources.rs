@@ -1,13 +1,10 @@
-//! Parquet files and the hub, with a server on the loopback device in its place.
+//! Parquet files, and those in the hub's cache.
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
-    net::{TcpListener, TcpStream},
     path::Path,
-    process::{Command, Output},
+    process::Command,
     sync::Arc,
-    thread,
 };
 
 use arrow::{
@@ -94,45 +91,19 @@ fn a_damaged_or_missing_file_and_a_picture_of_another_kind_are_named() {
     assert!(text.contains("set.parquet: no whole Parquet file"), "{text}");
 }
 
-/// Serves datasets of one file: `a/open`, and two that need a token (`a/gated`) or the terms accepted (`a/closed`).
-fn serve(file: Vec<u8>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    thread::spawn(move || listener.incoming().for_each(|stream| answer(&mut stream.unwrap(), &file)));
-    endpoint
-}
-
-fn answer(stream: &mut TcpStream, file: &[u8]) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let request = lines.next().and_then(Result::ok).unwrap_or_default();
-    while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-    let repo = request.split('/').nth(3).unwrap_or_default();
-    let (status, body) = match repo {
-        "open" => ("200 OK", file),
-        "gated" => ("401 Unauthorized", &b"Access to dataset a/gated is restricted."[..]),
-        _ => ("403 Forbidden", &b"Access to dataset a/closed is restricted."[..]),
-    };
-    let headers = format!("ETag: \"{}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close", digest(file));
-    let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n\r\n", body.len());
-    if !request.starts_with("HEAD") {
-        let _ = stream.write_all(body);
-    }
-}
-
 fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Runs the program on a dataset of the hub at `endpoint`, with the cache in `folder`: the environment is a process's.
-fn from_hub(folder: &Path, endpoint: &str, repo: &str, offline: bool) -> Output {
-    let file = format!(r#""repo": "a/{repo}", "revision": "{COMMIT}", "files": [{{"path": "set.parquet"}}]"#);
+/// Runs the program on a dataset of the hub, whose cache is in `folder`: the environment is a process's.
+fn from_hub(folder: &Path, repo: &str, more: &str) -> (Option<i32>, String) {
+    let file = format!(r#""repo": "a/{repo}", "revision": "{COMMIT}", "files": [{{"path": "set.parquet"{more}}}]"#);
     let json = format!(r#"{{"source": {{"name": "hub", {file}, "image": "picture"}}, "classes": 10}}"#);
     fs::write(folder.join("params.json"), json).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sample"));
     command.args(["--params", "params.json", "--out", "part-0-of-1.parquet"]).current_dir(folder);
-    command.env("HF_ENDPOINT", endpoint).env("HF_HUB_CACHE", folder.join("cache")).env_remove("HF_TOKEN");
-    command.env("HF_HOME", folder.join("home")).env("HF_HUB_OFFLINE", if offline { "1" } else { "" });
-    command.output().unwrap()
+    let output = command.env("HF_HUB_CACHE", folder.join("cache")).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]
@@ -144,34 +115,41 @@ fn a_revision_that_may_move_needs_digests() {
 }
 
 #[test]
-fn a_dataset_of_the_hub_is_read_and_its_faults_are_named() {
+fn a_dataset_of_the_hub_is_read_from_its_cache() {
     let folder = tempfile::tempdir().unwrap();
     table(&folder.path().join("set.parquet"), &[3, 4], false);
     let file = fs::read(folder.path().join("set.parquet")).unwrap();
-    let endpoint = serve(file.clone());
-    let run = |endpoint: &str, repo: &str, offline: bool| {
-        let output = from_hub(folder.path(), endpoint, repo, offline);
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
-    for (endpoint, offline) in [(endpoint.as_str(), false), ("http://127.0.0.1:9", true)] {
-        let (code, text) = run(endpoint, "open", offline);
-        assert_eq!(code, Some(0), "{text}");
+    // Copied between machines: files where links were.
+    for repo in ["linked", "copied", "alone"] {
+        let cached = folder.path().join(format!("cache/datasets--a--{repo}"));
+        let (blob, place) =
+            (cached.join("blobs").join(digest(&file)), cached.join(format!("snapshots/{COMMIT}/set.parquet")));
+        for path in [&blob, &place] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+        }
+        fs::write(&blob, &file).unwrap();
+        match repo {
+            "linked" => std::os::unix::fs::symlink(&blob, &place).unwrap(),
+            "copied" => drop(fs::copy(&blob, &place).unwrap()),
+            _ => fs::rename(&blob, &place).unwrap(),
+        }
+        let pin = if repo == "alone" { format!(r#", "sha256": "{}""#, digest(&file)) } else { String::new() };
+        let (code, text) = from_hub(folder.path(), repo, &pin);
+        assert_eq!(code, Some(0), "{repo}: {text}");
         let (provenance, rows) = artifact::read::<SampleRow>(&folder.path().join("part-0-of-1.parquet")).unwrap();
-        let name = format!("hf://datasets/a/open@{COMMIT}/set.parquet");
+        let name = format!("hf://datasets/a/{repo}@{COMMIT}/set.parquet");
         let paths = [format!("{name}, row 0"), format!("{name}, row 1")];
         assert_eq!(told(&rows), [(0, 3, paths[0].as_str()), (1, 4, paths[1].as_str())]);
         assert_eq!(provenance.inputs.get(&name), Some(&digest(&file)));
+        if repo == "alone" {
+            let (code, text) = from_hub(folder.path(), repo, "");
+            assert_eq!(code, Some(3), "{text}");
+            assert!(text.contains(place.to_str().unwrap()) && text.contains("set `sha256`"), "{text}");
+            assert_eq!(fs::read(&place).unwrap(), file, "what is the user's stays");
+        }
     }
-    for repo in ["gated", "closed"] {
-        let (code, text) = run(&endpoint, repo, false);
-        assert!(text.contains(&format!("hf://datasets/a/{repo}@{COMMIT}/set.parquet: no access")), "{text}");
-        assert!(text.contains("accept the repository's terms on the hub and set HF_TOKEN"), "{text}");
-        assert_eq!(code, Some(3), "{text}");
-    }
-    let (code, text) = run("http://127.0.0.1:9", "other", false);
-    assert!(text.contains("no answer: check the network and HF_ENDPOINT"), "{text}");
+    let (code, text) = from_hub(folder.path(), "other", "");
     assert_eq!(code, Some(3), "{text}");
-    let (code, text) = run(&endpoint, "other", true);
-    assert!(text.contains("not in the cache: unset HF_HUB_OFFLINE"), "{text}");
-    assert_eq!(code, Some(3), "{text}");
+    let command = format!("fetch hf://datasets/a/other@{COMMIT}/set.parquet");
+    assert!(text.contains("not in the cache") && text.contains("run make") && text.contains(&command), "{text}");
 }
