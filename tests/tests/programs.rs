@@ -84,7 +84,7 @@ fn what_a_program_cannot_be_is_refused_before_anything_runs() {
     refused(base.replace("columns = []", "columns = []\ninvariance = true"), "invariance");
     refused(pipeline(r#"{ name = "program", command = [] }"#, none), "command = [] starts nothing");
     refused(pipeline(r#"{ name = "program", comand = ["x"] }"#, none), "comand");
-    refused(pipeline(model, r#"{ name = "program", command = "python3 mine.py" }"#), "command");
+    refused(pipeline(model, r#"{ name = "program", command = "python3 mine.py" }"#), "expected a sequence");
     // Files that are listed and not there are missing on this machine, and elsewhere may be there.
     project.write("pipelines/mine.toml", pipeline(r#"{ name = "program", command = ["x"], files = ["w.pt"] }"#, none));
     let told = project.failure(&["mine"]);

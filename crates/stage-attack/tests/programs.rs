@@ -176,7 +176,7 @@ fn a_program_that_fails_leaves_no_table_and_says_why() {
     fails(&out("square"), 3, &["images of 3x4x4", &format!("about images of 3x{SIDE}x{SIDE}")]);
     assert!(!bench.path("out-die").exists());
     let few = bench.program("two", plain(), &["network", "2"]);
-    fails(&bench.run("out-two", &few, &pgd(none()), &[]), 3, &["2 classes", &CLASSES.len().to_string()]);
+    fails(&bench.run("out-two", &few, &pgd(none()), &[]), 3, &["network 2", &format!("{} classes", CLASSES.len())]);
     let network = bench.network();
     let wrong = |program: Value| bench.run("wrong", &network, &pgd(program), &[]);
     fails(&wrong(json!({"name": "program", "command": []})), 2, &["defense: program: command = []"]);

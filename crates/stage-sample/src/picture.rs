@@ -32,9 +32,8 @@ pub struct Picture {
 ///
 /// Without either, the bytes of an 8-bit RGB PNG are kept as they are. Every other kind of PNG becomes what PIL makes of
 /// it, to the bit; a JPEG, CMYK too, within what decoders may round. Measured beside Pillow 13 on 480 crops of photographs at
-/// qualities 30 to 100: at most 3/255 where colour is stored at full resolution, 1/255 for grey and CMYK, and 16/255 at edges of
-/// colour stored at half the resolution (which the two interpolate differently; the mean difference of an image stays below
-/// 0.5/255).
+/// qualities 30 to 100: at most 3/255 where colour is stored at full resolution, 1/255 for grey and CMYK, and 16/255 at edges
+/// of colour stored at half the resolution, which the two interpolate differently (on the mean of an image below 0.5/255).
 /// What its EXIF says of the orientation counts as asked for.
 ///
 /// # Errors
